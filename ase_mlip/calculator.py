@@ -1,0 +1,128 @@
+"""The ASE calculator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ase
+import jax
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_mlip.force_field import ForceField, precision
+from ase_mlip.graph import Graph, InvalidStructure, NeighborCache, check_structure, find_neighbors, symbol_of
+from ase_mlip.predictor import compiled_interaction
+
+
+class MLIPCalculator(Calculator):
+    """ASE calculator of a multi-head force field.
+
+    Energy, free energy (equal to it), energies, forces, and stress where the structure is periodic in a
+    three-dimensional cell; eV and Angstrom, stress positive in tension. Compiles once per pad shape (structures of
+    similar size share one); equal models share their compilations. During MD the neighbour list is rebuilt only when an
+    atom has moved far enough.
+
+    Args:
+        model: a `ForceField`, a model file, or the name of a shipped model; the shipped base model by default.
+        level: which level of the model predicts; the newest by default.
+        dtype: "float32" for molecular dynamics, "float64" for tight relaxations and phonons.
+        skin: Angstrom by which the neighbour list reaches beyond the cutoff.
+
+    Raises:
+        ValueError: a level or dtype that does not exist; the message lists those that do.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> atoms = molecule("H2O")
+        >>> atoms.calc = MLIPCalculator()
+        >>> atoms.get_forces().shape
+        (3, 3)
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+    ignored_changes = {"initial_charges", "initial_magmoms"}
+
+    def __init__(
+        self,
+        model: ForceField | str | os.PathLike[str] | None = None,
+        *,
+        level: str | None = None,
+        dtype: str = "float32",
+        skin: float = 0.3,
+    ):
+        super().__init__()
+        self.force_field = model if isinstance(model, ForceField) else ForceField.load(model or "default")
+        self.head_weights = self.force_field.predictor.head_weights(level)
+        self.level = level if level is not None else list(self.force_field.levels)[-1]
+        self.dtype = dtype
+        with precision(dtype):
+            pass
+        self.neighbors = NeighborCache(self.force_field.elements, self.force_field.cutoff, skin)
+
+    @property
+    def name(self) -> str:
+        """Name of the calculator and the level it predicts at."""
+        return f"ase_mlip[{self.level}]"
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Fill `results`; called by ASE.
+
+        Raises:
+            InvalidStructure: unknown elements, non-finite positions, a periodic axis without a cell vector, atoms on
+                top of each other.
+            PropertyNotImplementedError: the stress of a structure that has none.
+        """
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        check_structure(atoms, self.force_field.elements)
+        periodic = bool(atoms.pbc.any()) and atoms.cell.rank == 3
+        if "stress" in properties and not periodic:
+            raise PropertyNotImplementedError(
+                f"stress needs a periodic structure with three cell vectors; this one has pbc={atoms.pbc.tolist()} "
+                f"and a cell of rank {atoms.cell.rank}"
+            )
+        if len(atoms) == 0:
+            self.results = {"energy": 0.0, "free_energy": 0.0, "energies": np.zeros(0), "forces": np.zeros((0, 3))}
+            return
+        self.results = self._predict(atoms, periodic)
+
+    def _predict(self, atoms: ase.Atoms, periodic: bool) -> dict[str, Any]:
+        force_field, count = self.force_field, len(atoms)
+        graph = self.neighbors.update(atoms, self.head_weights)
+        with precision(self.dtype):
+            prediction = compiled_interaction(
+                force_field.predictor, force_field.cast_params(self.dtype), graph.astype(self.dtype), False
+            )
+            prediction = jax.tree.map(np.asarray, prediction)
+        total = force_field.predictor.add_reference(graph, prediction)
+        forces = np.asarray(total.forces[:count], np.float64)
+        if not (np.isfinite(total.energy).all() and np.isfinite(forces).all()):
+            raise InvalidStructure(self._explain(atoms, graph, forces))
+        energy = float(total.energy[0])
+        results = {"energy": energy, "free_energy": energy, "energies": total.node_energies[:count], "forces": forces}
+        if periodic:
+            results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(total.stress[0], np.float64))
+        return results
+
+    def _explain(self, atoms: ase.Atoms, graph: Graph, forces: np.ndarray) -> str:
+        """Say which atoms make a prediction non-finite."""
+        centers, others, shifts = find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, 0.1)
+        if len(centers):
+            vectors = atoms.positions[others] + shifts @ atoms.cell.array - atoms.positions[centers]
+            distances = np.linalg.norm(vectors, axis=1)
+            pair = int(distances.argmin())
+            i, j = int(centers[pair]), int(others[pair])
+            return (
+                f"atoms {i} ({symbol_of(atoms.numbers[i])}) and {j} ({symbol_of(atoms.numbers[j])}) are only "
+                f"{distances[pair]:.2g} Angstrom apart; separate them"
+            )
+        atom = int(np.argmax(~np.isfinite(forces).all(axis=1)))
+        return f"the prediction for atom {atom} ({symbol_of(atoms.numbers[atom])}) is not finite; check the structure"

@@ -1,0 +1,203 @@
+"""The command line: `ase-mlip demo | train | finetune | evaluate | info`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Train = Annotated[str, typer.Argument(help="training frames: any file that ASE reads, or FILE@INDEX")]
+Valid = Annotated[str | None, typer.Option(help="validation frames; default: a tenth of the training frames")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="model file to write")]
+EnergyKey = Annotated[str | None, typer.Option(help="key of the energy in info; default: the attached calculator's")]
+ForcesKey = Annotated[str | None, typer.Option(help="key of the forces in arrays")]
+StressKey = Annotated[str | None, typer.Option(help="key of the stress in info")]
+EnergyWeight = Annotated[float, typer.Option(help="loss weight of energies per atom; 0 trains without them")]
+ForcesWeight = Annotated[float, typer.Option(help="loss weight of forces; 0 trains without them")]
+StressWeight = Annotated[float, typer.Option(help="loss weight of stresses; 0 trains without them")]
+Folder = Annotated[Path | None, typer.Option(help="folder of checkpoints; the same call again resumes")]
+Seed = Annotated[int, typer.Option(help="seed of everything random")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="where to write")] = Path("ase-mlip-demo"),
+    steps: Annotated[int, typer.Option(min=1, help="MD steps of 0.5 fs")] = 2000,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the training frames")] = 60,
+) -> None:
+    """Fine-tune the shipped model on a DFT trajectory of glycine, relax it, run MD."""
+    from ase_mlip.demo import run_demo
+
+    run_demo(folder, steps, epochs, log=typer.echo)
+
+
+@app.command()
+def train(
+    train_set: Train,
+    output: Output,
+    valid: Valid = None,
+    channels: Annotated[int, typer.Option(help="feature channels")] = 64,
+    layers: Annotated[int, typer.Option(help="message-passing layers")] = 2,
+    l_max: Annotated[int, typer.Option(help="degree of the spherical harmonics")] = 3,
+    hidden_l_max: Annotated[int, typer.Option(help="degree of the features between layers")] = 1,
+    correlation: Annotated[int, typer.Option(help="correlation order, 1 to 4")] = 3,
+    radial_mlp: Annotated[str, typer.Option(help="hidden widths of the radial network")] = "64,64,64",
+    cutoff: Annotated[float, typer.Option(help="Angstrom")] = 5.0,
+    epochs: Annotated[int, typer.Option(min=0)] = 100,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    max_shapes: Annotated[int, typer.Option(min=1, help="pad shapes; more waste less and compile longer")] = 1,
+    learning_rate: Annotated[float, typer.Option()] = 1e-2,
+    ema: Annotated[float, typer.Option(help="decay of the parameters' moving average")] = 0.99,
+    energy_weight: EnergyWeight = 40.0,
+    forces_weight: ForcesWeight = 1.0,
+    stress_weight: StressWeight = 0.0,
+    huber_delta: Annotated[float, typer.Option(help="errors beyond it count linearly, eV units")] = 1.0,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    name: Annotated[str | None, typer.Option(help="a name and level of theory to keep in the file")] = None,
+    folder: Folder = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a MACE from scratch."""
+    from ase_mlip.dataset import LabelKeys
+    from ase_mlip.evaluate import LossWeights
+    from ase_mlip.from_scratch import train_from_scratch
+    from ase_mlip.mace import MaceConfig
+    from ase_mlip.training import TrainSettings
+
+    widths = tuple(int(width) for width in radial_mlp.split(","))
+    config = MaceConfig(channels, layers, l_max, hidden_l_max, correlation, radial_mlp=widths)
+    loss = LossWeights(energy_weight, forces_weight, stress_weight, huber_delta)
+    result = train_from_scratch(
+        train_set,
+        0.1 if valid is None else valid,
+        config=config,
+        cutoff=cutoff,
+        output=output,
+        keys=LabelKeys(energy_key, forces_key, stress_key),
+        learning_rate=learning_rate,
+        settings=TrainSettings(epochs, batch_size, ema, loss, max_shapes=max_shapes, seed=seed),
+        provenance={"training_data": Path(train_set).name} | ({"name": name} if name else {}),
+        folder=folder,
+        log=typer.echo,
+    )
+    typer.echo(f"kept epoch {result.best['epoch']}; wrote {output}")
+
+
+@app.command()
+def finetune(
+    base: Annotated[str, typer.Argument(help="model file or the name of a shipped model, such as default")],
+    train_set: Train,
+    output: Output,
+    valid: Valid = None,
+    method: Annotated[str, typer.Option(help="heads: the new head alone; full: everything")] = "heads",
+    level: Annotated[str, typer.Option(help="name of the new level")] = "fine-tuned",
+    replay: Annotated[str | None, typer.Option(help="structures that keep the old level under --method full")] = None,
+    replay_weight: Annotated[float, typer.Option(help="loss weight of a replay frame")] = 1.0,
+    replay_labels: Annotated[str, typer.Option(help="model: labelled by the base; file: by themselves")] = "model",
+    epochs: Annotated[int | None, typer.Option(help="default: about 3,000 steps")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    learning_rate: Annotated[float | None, typer.Option(help="default: the method's")] = None,
+    energy_weight: EnergyWeight = 40.0,
+    forces_weight: ForcesWeight = 1.0,
+    stress_weight: StressWeight = 0.0,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    folder: Folder = None,
+    seed: Seed = 0,
+) -> None:
+    """Fine-tune a model on labelled structures."""
+    from ase_mlip.dataset import LabelKeys
+    from ase_mlip.evaluate import LossWeights
+    from ase_mlip.finetune import fine_tune
+
+    fine_tune(
+        base,
+        train_set,
+        0.1 if valid is None else valid,
+        method=method,
+        output=output,
+        level=level,
+        replay=replay,
+        replay_weight=replay_weight,
+        replay_labels=replay_labels,
+        keys=LabelKeys(energy_key, forces_key, stress_key),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=LossWeights(energy_weight, forces_weight, stress_weight),
+        folder=folder,
+        seed=seed,
+        log=typer.echo,
+    )
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="model file or the name of a shipped model")],
+    data: Annotated[str, typer.Argument(help="labelled frames: any file that ASE reads")],
+    level: Annotated[str | None, typer.Option(help="level to evaluate; default: the newest")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the errors here, eV units")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+) -> None:
+    """Print a model's errors on labelled frames."""
+    from ase_mlip.dataset import LabelKeys
+    from ase_mlip.evaluate import evaluate_frames
+    from ase_mlip.force_field import ForceField
+
+    force_field = ForceField.load(model)
+    keys = LabelKeys(energy_key, forces_key, stress_key)
+    errors = evaluate_frames(force_field, data, level=level, keys=keys, dtype=dtype)
+    shown = level or list(force_field.levels)[-1]
+    typer.echo(f"level {shown!r}: {errors}")
+    if json_file:
+        record = {"model": model, "data": data, "level": shown, "frames": errors.frames, **errors.summary()}
+        json_file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help="model file or the name of a shipped model")]) -> None:
+    """Print what a model file holds."""
+    from ase_mlip.force_field import ForceField, model_path
+
+    path = model_path(model)
+    force_field = ForceField.load(path)
+    network = force_field.predictor.network
+    rows: dict[str, Any] = {
+        "file": path,
+        "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "architecture": type(network).__name__,
+        "parameters": f"{force_field.num_params:,}",
+        "elements": " ".join(network.dataset_info.symbols),
+        "cutoff": f"{force_field.cutoff:g} Angstrom",
+    }
+    newest = list(force_field.levels)[-1]
+    for level, heads in force_field.levels.items():
+        rows[f"level {level}"] = f"sum of {', '.join(heads)}" + (" (default)" if level == newest else "")
+    rows |= {"configuration": network.config} | dict(force_field.provenance)
+    for key, value in rows.items():
+        typer.echo(f"{key:16s} {value}")
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""From any ASE trajectory to labelled graphs and fixed-shape batches.
+
+A label that a frame lacks is a False in its mask, never a zero that looks like a label.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ase
+import ase.io
+import jax
+import numpy as np
+from ase.data import chemical_symbols
+from ase.io.formats import open_with_compression
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from ase_mlip.graph import Graph, InvalidStructure, PadShape, batch
+
+Source = str | os.PathLike[str] | Iterable[ase.Atoms]
+LABELS = ("energy", "forces", "stress")
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclass(frozen=True)
+class Targets:
+    """Labels of a graph or a batch, each with its mask of presence, and the weight of each graph in the loss."""
+
+    energy: Any  # [graphs] eV
+    forces: Any  # [nodes, 3] eV/Angstrom
+    stress: Any  # [graphs, 3, 3] eV/Angstrom^3, positive in tension
+    energy_mask: Any  # [graphs]
+    forces_mask: Any  # [nodes]
+    stress_mask: Any  # [graphs]
+    weight: Any  # [graphs]
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """Where the labels are: None is the attached calculator (ASE's convention), a name is a key of info or arrays."""
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = None
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a set of frames holds.
+
+    Attributes:
+        frames: number of frames.
+        atoms: number of atoms in all frames.
+        elements: symbols and the number of atoms of each.
+        labels: number of frames with each label.
+        keys: everything the frames carry that could be a label.
+    """
+
+    frames: int
+    atoms: int
+    elements: dict[str, int]
+    labels: dict[str, int]
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        elements = " ".join(f"{symbol}:{count}" for symbol, count in self.elements.items())
+        labels = ", ".join(f"{name} in {count}" for name, count in self.labels.items())
+        return f"{self.frames} frames, {self.atoms} atoms ({elements}); {labels}"
+
+
+class MissingLabel(ValueError):
+    """A label that was asked for is in no frame; the message lists what the frames do have."""
+
+
+def read_frames(source: Source) -> list[ase.Atoms]:
+    """All frames of a file that ASE reads (trajectory, extended XYZ, database, ...), or of an iterable of Atoms.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no frame in it.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        name = path.rsplit("@", 1)[0] if not os.path.exists(path) else path
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"there is no file {name!r}")
+        index = ":" if name == path else path.rsplit("@", 1)[1]
+        with _uncompressed(name) as plain:
+            frames = list(ase.io.iread(plain, index=index))
+    else:
+        frames = list(source)
+    if not frames:
+        raise ValueError(f"{source!r} holds no frames")
+    return frames
+
+
+@contextmanager
+def _uncompressed(name: str) -> Iterator[str]:
+    """The file itself, or an unpacked copy while the context lasts: ASE's readers seek, which compressed files hate."""
+    inner, suffix = os.path.splitext(name)
+    if suffix not in (".xz", ".gz", ".bz2"):
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = os.path.join(folder, os.path.basename(inner))
+        with open_with_compression(name, "rb") as packed, open(plain, "wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+        yield plain
+
+
+def read_labels(atoms: ase.Atoms, keys: LabelKeys) -> dict[str, np.ndarray]:
+    """The labels one frame has, raw: forces as computed, whatever constraints the frame carries.
+
+    Returns:
+        "energy" [], "forces" [atoms, 3] and "stress" [3, 3], those that are present.
+    """
+    found: dict[str, np.ndarray] = {}
+    results = atoms.calc.results if atoms.calc is not None else {}
+    for label in LABELS:
+        key = getattr(keys, label)
+        named = key and atoms.info.get(key, atoms.arrays.get(key, results.get(key)))
+        value = results.get(label) if key is None else named
+        if value is not None:
+            found[label] = np.asarray(value, float)
+    if "stress" in found:
+        stress = found["stress"]
+        found["stress"] = stress.reshape(3, 3) if stress.size == 9 else voigt_6_to_full_3x3_stress(stress)
+    if "forces" in found and found["forces"].shape != (len(atoms), 3):
+        raise ValueError(f"forces of shape {found['forces'].shape} for {len(atoms)} atoms; expected ({len(atoms)}, 3)")
+    return found
+
+
+def take_census(frames: Sequence[ase.Atoms], keys: LabelKeys) -> Census:
+    """Count frames, atoms, elements and labels."""
+    numbers = np.concatenate([atoms.numbers for atoms in frames])
+    kinds, counts = np.unique(numbers, return_counts=True)
+    labels = dict.fromkeys(LABELS, 0)
+    names: set[str] = set()
+    for atoms in frames:
+        for label in read_labels(atoms, keys):
+            labels[label] += 1
+        names.update(atoms.info, set(atoms.arrays) - {"numbers", "positions"})
+        names.update(atoms.calc.results if atoms.calc is not None else ())
+    elements = {chemical_symbols[z]: int(n) for z, n in zip(kinds, counts, strict=True)}
+    return Census(len(frames), len(numbers), elements, labels, tuple(sorted(names)))
+
+
+def require_labels(census: Census, wanted: Sequence[str], keys: LabelKeys) -> None:
+    """Raise unless each wanted label is in at least one frame.
+
+    Raises:
+        MissingLabel: names the label, where it was looked for, what the frames have and the nearest match.
+    """
+    for label in wanted:
+        if census.labels[label] == 0:
+            key = getattr(keys, label)
+            where = f"under the key {key!r}" if key else "in the attached calculator"
+            near = difflib.get_close_matches(key or label, census.keys, n=1, cutoff=0.4)
+            near += [name for name in census.keys if label in name.lower() and name not in near]
+            hint = f"; did you mean {label}={near[0]!r}?" if near else ""
+            raise MissingLabel(
+                f"no frame has {label} {where}; the frames have {', '.join(census.keys) or 'no keys at all'}{hint} "
+                f"To train without it, give {label} the weight 0."
+            )
+
+
+def read_split(
+    train_set: Source,
+    valid: Source | float,
+    keys: LabelKeys,
+    wanted: Sequence[str],
+    seed: int,
+    log: Callable[[str], None],
+) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
+    """Read the frames to train and to validate on, print what they hold, and check that the wanted labels are there.
+
+    Args:
+        valid: a source of its own, or the share of `train_set` to draw at random.
+
+    Raises:
+        ValueError: a share that leaves either set empty.
+        MissingLabel: a wanted label is in no frame of a set.
+    """
+    frames = read_frames(train_set)
+    census = take_census(frames, keys)
+    log(f"training data: {census}")
+    require_labels(census, wanted, keys)
+    if not isinstance(valid, int | float):
+        valid_frames = read_frames(valid)
+        census = take_census(valid_frames, keys)
+        log(f"validation data: {census}")
+        require_labels(census, wanted, keys)
+        return frames, valid_frames
+    held = round(valid * len(frames))
+    if not 0 < held < len(frames):
+        raise ValueError(
+            f"valid={valid} of {len(frames)} frames leaves {len(frames) - held} to train on and {held} to validate on; "
+            "give a share that leaves at least one for each, or a file of validation frames"
+        )
+    order = np.random.default_rng([seed, 17]).permutation(len(frames))
+    return [frames[i] for i in sorted(order[held:])], [frames[i] for i in sorted(order[:held])]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled structure: an unpadded graph and its targets."""
+
+    graph: Graph
+    targets: Targets
+
+    @classmethod
+    def from_atoms(
+        cls,
+        atoms: ase.Atoms,
+        elements: Sequence[int],
+        cutoff: float,
+        head_weights: np.ndarray,
+        keys: LabelKeys,
+        weight: float = 1.0,
+    ) -> Example:
+        """Build the graph and read the labels of one frame.
+
+        Raises:
+            InvalidStructure: the structure cannot be predicted.
+            ValueError: a label is not finite.
+        """
+        graph = Graph.from_atoms(atoms, elements, cutoff, head_weights)
+        labels = read_labels(atoms, keys)
+        for label, value in labels.items():
+            if not np.isfinite(value).all():
+                raise ValueError(f"the label {label} is not finite; remove the frame or correct the label")
+        return cls(
+            graph,
+            Targets(
+                energy=labels.get("energy", np.zeros(())).reshape(1),
+                forces=labels.get("forces", np.zeros((len(atoms), 3))),
+                stress=labels.get("stress", np.zeros((3, 3))).reshape(1, 3, 3),
+                energy_mask=np.array(["energy" in labels]),
+                forces_mask=np.full(len(atoms), "forces" in labels),
+                stress_mask=np.array(["stress" in labels and bool(graph.cell.any())]),
+                weight=np.array([float(weight)]),
+            ),
+        )
+
+
+def make_examples(
+    frames: Sequence[ase.Atoms],
+    elements: Sequence[int],
+    cutoff: float,
+    head_weights: np.ndarray,
+    keys: LabelKeys,
+    weight: float = 1.0,
+) -> list[Example]:
+    """Examples of all frames; an error names the frame it is about."""
+    examples = []
+    for number, atoms in enumerate(frames):
+        try:
+            examples.append(Example.from_atoms(atoms, elements, cutoff, head_weights, keys, weight))
+        except InvalidStructure as error:
+            raise InvalidStructure(f"frame {number}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"frame {number}: {error}") from error
+    return examples
+
+
+def join_examples(examples: Sequence[Example], shape: PadShape) -> Example:
+    """Join examples into one of fixed shape; all masks of the padding are False."""
+    graph = batch([example.graph for example in examples], shape)
+
+    def join(name: str, length: int) -> np.ndarray:
+        parts = [getattr(example.targets, name) for example in examples]
+        joined = np.concatenate(parts)
+        return np.concatenate([joined, np.zeros((length - len(joined), *joined.shape[1:]), joined.dtype)])
+
+    graphs, nodes = shape.graphs, shape.nodes
+    return Example(
+        graph,
+        Targets(
+            energy=join("energy", graphs),
+            forces=join("forces", nodes),
+            stress=join("stress", graphs),
+            energy_mask=join("energy_mask", graphs),
+            forces_mask=join("forces_mask", nodes),
+            stress_mask=join("stress_mask", graphs),
+            weight=join("weight", graphs),
+        ),
+    )
+
+
+class Batches:
+    """Packs examples into batches of a few fixed shapes.
+
+    Examples are grouped by their largest number of neighbours, each group with its own shape, so that small molecules
+    do not pay for the slots of large ones. Within a group a batch is filled until its graphs or its nodes are full.
+
+    Args:
+        examples: what to pack.
+        batch_size: graphs in a batch, at most.
+        max_shapes: groups, at most; each shape costs one compilation.
+    """
+
+    def __init__(self, examples: Sequence[Example], batch_size: int, max_shapes: int = 1):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: give a whole number of at least 1")
+        self.examples = list(examples)
+        slots = np.array([example.graph.shape.slots for example in self.examples])
+        limits = sorted(
+            {int(np.quantile(slots, q, method="higher")) for q in np.arange(1, max_shapes + 1) / max_shapes}
+        )
+        group = np.searchsorted(limits, slots)
+        self.groups: list[tuple[PadShape, np.ndarray]] = []
+        for number in range(len(limits)):
+            members = np.flatnonzero(group == number)
+            nodes = np.array([self.examples[i].graph.shape.nodes for i in members])
+            # room for batch_size graphs of mean size, and for the largest one
+            size = min(batch_size, len(members))
+            room = max(int(nodes.max()), int(np.ceil(size * nodes.mean())))
+            self.groups.append((PadShape(size, room, limits[number]).rounded(), members))
+
+    @property
+    def shapes(self) -> list[PadShape]:
+        """Pad shapes in use."""
+        return [shape for shape, _ in self.groups]
+
+    def epoch(self, seed: Sequence[int] | None) -> Iterator[Example]:
+        """All examples once, in batches; shuffled if a seed is given, in order otherwise."""
+        rng = None if seed is None else np.random.default_rng(list(seed))
+        plans: list[tuple[PadShape, list[int]]] = []
+        for shape, members in self.groups:
+            order = members if rng is None else rng.permutation(members)
+            current: list[int] = []
+            nodes = 0
+            for index in order:
+                size = self.examples[index].graph.shape.nodes
+                if current and (len(current) == shape.graphs or nodes + size > shape.nodes):
+                    plans.append((shape, current))
+                    current, nodes = [], 0
+                current.append(int(index))
+                nodes += size
+            plans.append((shape, current))
+        for number in range(len(plans)) if rng is None else rng.permutation(len(plans)):
+            shape, indices = plans[number]
+            yield join_examples([self.examples[i] for i in indices], shape)

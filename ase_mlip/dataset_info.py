@@ -1,0 +1,108 @@
+"""The constants that a network is built around, kept outside its parameters so that no optimiser can move them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ase.data import atomic_numbers, chemical_symbols
+
+
+@dataclass(frozen=True)
+class Head:
+    """Fitted constants of one readout head: E_i = E0[Z_i] + scale * readout_i + shift.
+
+    Attributes:
+        name: names the head's subtree of the parameters.
+        atomic_energies: E0 per element in the order of `DatasetInfo.elements`, eV. The first head's are the reference
+            energies of the data; an added head's are a correction to them.
+        scale: eV per unit of the network's output.
+        shift: eV per atom.
+    """
+
+    name: str
+    atomic_energies: tuple[float, ...]
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a network must know of the data it describes.
+
+    Attributes:
+        elements: atomic numbers, ascending.
+        cutoff: largest neighbour distance, Angstrom.
+        avg_num_neighbors: mean number of neighbours within the cutoff; normalises the sum over neighbours.
+        heads: constants of each readout head; a network with more heads gives the others zero E0 and shift.
+
+    Example:
+        >>> info = DatasetInfo.create({1: -10.7, 8: -102.6}, cutoff=4.5, avg_num_neighbors=9.0)
+        >>> info.elements, info.heads[0].name
+        ((1, 8), 'base')
+    """
+
+    elements: tuple[int, ...]
+    cutoff: float
+    avg_num_neighbors: float
+    heads: tuple[Head, ...]
+
+    def __post_init__(self) -> None:
+        if not self.elements or list(self.elements) != sorted(set(self.elements)):
+            raise ValueError(f"elements={self.elements}: give at least one atomic number, ascending, each once")
+        if not 0 < self.cutoff < float("inf"):
+            raise ValueError(f"cutoff={self.cutoff}: give a positive length in Angstrom")
+        if not 0 < self.avg_num_neighbors < float("inf"):
+            raise ValueError(f"avg_num_neighbors={self.avg_num_neighbors}: give a positive number")
+        names = [head.name for head in self.heads]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"head names {names}: give at least one, each once")
+        for head in self.heads:
+            if len(head.atomic_energies) != len(self.elements):
+                raise ValueError(
+                    f"head {head.name!r} has {len(head.atomic_energies)} atomic energies for "
+                    f"{len(self.elements)} elements: give one for each"
+                )
+
+    @classmethod
+    def create(
+        cls,
+        atomic_energies: Mapping[int, float] | Mapping[str, float],
+        cutoff: float,
+        avg_num_neighbors: float,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        name: str = "base",
+    ) -> DatasetInfo:
+        """Constants of a one-head network from a mapping of atomic number or symbol to E0 in eV."""
+        energies = {atomic_numbers[z] if isinstance(z, str) else int(z): float(e) for z, e in atomic_energies.items()}
+        elements = tuple(sorted(energies))
+        head = Head(name, tuple(energies[z] for z in elements), float(scale), float(shift))
+        return cls(elements, float(cutoff), float(avg_num_neighbors), (head,))
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Chemical symbols of the elements."""
+        return tuple(chemical_symbols[z] for z in self.elements)
+
+    def head(self, name: str) -> Head:
+        """The head's constants; zero E0 and shift, and the first head's scale, for a head that has none yet."""
+        for head in self.heads:
+            if head.name == name:
+                return head
+        return Head(name, (0.0,) * len(self.elements), self.heads[0].scale, 0.0)
+
+    def with_heads(self, heads: Iterable[Head]) -> DatasetInfo:
+        """The same constants with other heads."""
+        return replace(self, heads=tuple(heads))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a file's header."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DatasetInfo:
+        """The inverse of `to_dict`."""
+        heads = tuple(Head(**{**h, "atomic_energies": tuple(h["atomic_energies"])}) for h in data["heads"])
+        return cls(tuple(data["elements"]), data["cutoff"], data["avg_num_neighbors"], heads)

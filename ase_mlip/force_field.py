@@ -1,0 +1,157 @@
+"""`ForceField`: a predictor with its parameters; what is saved, loaded, trained and put into a calculator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import ase
+import jax
+import numpy as np
+
+from ase_mlip.dataset_info import DatasetInfo
+from ase_mlip.graph import Graph, PadShape, batch
+from ase_mlip.model_file import ModelFile, load_model, save_model
+from ase_mlip.predictor import Network, Params, Prediction, Predictor, compiled_interaction
+
+SHIPPED_MODELS = {"default": "default.safetensors"}
+
+
+@dataclass(frozen=True, eq=False)
+class ForceField:
+    """A multi-head machine-learned potential: the energy is the weighted sum of its heads.
+
+    Attributes:
+        predictor: network, heads and levels.
+        params: the network's parameters, a nested dictionary of arrays.
+        provenance: where the model comes from; plain data, kept in its file.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> force_field = ForceField.load("default")
+        >>> prediction = force_field(force_field.graph(molecule("H2O")))
+        >>> prediction.forces.shape
+        (3, 3)
+    """
+
+    predictor: Predictor
+    params: Params
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_mlip_network(cls, network: Network, seed: int = 0) -> ForceField:
+        """A force field with random parameters."""
+        info = network.dataset_info
+        atoms = ase.Atoms([info.elements[0]] * 2, positions=[[0, 0, 0], [0, 0, info.cutoff / 2]])
+        graph = Graph.from_atoms(atoms, info.elements, info.cutoff, np.ones(len(network.head_names)))
+        graph = graph.astype("float32")
+        variables = jax.jit(network.init)(jax.random.key(seed), graph.vectors(info.cutoff), graph)
+        return cls(Predictor.from_network(network), jax.tree.map(np.asarray, variables["params"]))
+
+    def __call__(self, graph: Graph, *, per_head: bool = False, dtype: str = "float32") -> Prediction:
+        """Total energy, forces and stress of a graph, padded or not.
+
+        The positions' part is computed in `dtype`, compiled once for each shape of graph; reference energies are added
+        in float64. Inside your own `jax.jit` or `jax.grad`, use `force_field.predictor.interaction(params, graph)`.
+
+        Args:
+            graph: see `ForceField.graph` and `Graph.from_atoms`.
+            per_head: also give the energy of each head.
+            dtype: "float32" or "float64".
+        """
+        with precision(dtype):
+            prediction = compiled_interaction(self.predictor, self.cast_params(dtype), graph.astype(dtype), per_head)
+            prediction = jax.tree.map(np.asarray, prediction)
+        return self.predictor.add_reference(graph, prediction)
+
+    def graph(self, atoms: ase.Atoms, level: str | None = None, shape: PadShape | None = None) -> Graph:
+        """The graph of one structure for this model, at the given level (default: the newest), optionally padded."""
+        graph = Graph.from_atoms(atoms, self.elements, self.cutoff, self.predictor.head_weights(level))
+        return graph if shape is None else batch([graph], shape)
+
+    def cast_params(self, dtype: str) -> Params:
+        """The parameters as device arrays in `dtype`; made once."""
+        cache = self.__dict__.setdefault("_cast", {})
+        if dtype not in cache:
+            cache[dtype] = jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), dict(self.params))
+        return cache[dtype]
+
+    @property
+    def dataset_info(self) -> DatasetInfo:
+        """The constants the network is built around, each head's included."""
+        info = self.predictor.network.dataset_info
+        return info.with_heads(self.predictor.heads)
+
+    @property
+    def levels(self) -> dict[str, tuple[str, ...]]:
+        """Name of each level and the heads it sums; the last one is the default."""
+        return dict(self.predictor.levels)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the readout heads."""
+        return self.predictor.network.head_names
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the model knows."""
+        return self.predictor.network.dataset_info.elements
+
+    @property
+    def cutoff(self) -> float:
+        """Largest neighbour distance, Angstrom."""
+        return self.predictor.network.dataset_info.cutoff
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters."""
+        return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(self.params))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained file, atomically; parameters keep their bits."""
+        save_model(path, ModelFile(self.predictor, jax.tree.map(np.asarray, dict(self.params)), self.provenance))
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str]) -> ForceField:
+        """Load a shipped model by name, or a model file by path.
+
+        Raises:
+            FileNotFoundError: neither a shipped model nor a file; the message lists the shipped ones.
+            ModelFileError: not a whole model file.
+        """
+        model = load_model(model_path(name_or_path))
+        return cls(model.predictor, model.params, model.provenance)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and copy the model itself, not its device arrays."""
+        state = {key: value for key, value in self.__dict__.items() if key != "_cast"}
+        return {**state, "params": jax.tree.map(np.asarray, dict(self.params))}
+
+
+def model_path(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a shipped model's name or of a path.
+
+    Raises:
+        FileNotFoundError: neither a shipped model nor a file; the message lists the shipped ones.
+    """
+    shipped = SHIPPED_MODELS.get(str(name_or_path))
+    path = Path(str(resources.files("ase_mlip") / "models" / shipped)) if shipped else Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(name_or_path)!r} is neither a file nor a shipped model; shipped are {', '.join(SHIPPED_MODELS)}"
+        )
+    return path
+
+
+@contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Allow float64 inside the context when `dtype` asks for it; the user's own JAX settings stay as they are."""
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r}: give 'float32' or 'float64'")
+    with jax.enable_x64(dtype == "float64"):
+        yield

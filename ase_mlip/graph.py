@@ -1,0 +1,326 @@
+"""From `ase.Atoms` to padded graphs: the only room that knows cells, periodic boundaries and neighbour lists.
+
+A structure becomes a `Graph` with a dense table of neighbours, `[nodes, slots]`: row i lists the atoms around atom i.
+A sum over neighbours is then a batched matrix product, where an edge list would need a scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.calculators.calculator import CalculationFailed
+from ase.data import chemical_symbols
+from ase.geometry import complete_cell
+from matscipy.neighbours import neighbour_list
+
+Array = Any  # numpy on the host, jax inside a compiled function
+
+
+class InvalidStructure(CalculationFailed, ValueError):
+    """A structure that no prediction can be made for; the message names the atom or the axis."""
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclass(frozen=True)
+class Graph:
+    """One or several structures as arrays of fixed shape; inputs only.
+
+    Padding nodes belong to graph number `graphs`, one past the last, so that every per-graph sum drops them. Padding
+    slots are False in `slot_mask` and point at their own row.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> graph = Graph.from_atoms(molecule("H2O"), elements=(1, 8), cutoff=4.0)
+        >>> graph.neighbors.shape, graph.num_graphs
+        ((3, 2), 1)
+    """
+
+    positions: Array  # [nodes, 3] Angstrom
+    species: Array  # [nodes] index into the model's elements
+    neighbors: Array  # [nodes, slots] index of the neighbouring node
+    shifts: Array  # [nodes, slots, 3] whole cell vectors between a node and its neighbour
+    slot_mask: Array  # [nodes, slots] True where a slot holds a neighbour
+    node_graph: Array  # [nodes] the graph a node belongs to
+    cell: Array  # [graphs, 3, 3] Angstrom, rows are cell vectors; open axes are zero unless all three span space
+    head_weights: Array  # [graphs, heads] what each readout head counts in a graph's energy
+
+    @classmethod
+    def from_atoms(
+        cls,
+        atoms: ase.Atoms,
+        elements: Sequence[int],
+        cutoff: float,
+        head_weights: Sequence[float] | np.ndarray = (1.0,),
+    ) -> Graph:
+        """Build the unpadded graph of one structure.
+
+        Args:
+            atoms: any structure: molecule, wire, slab or bulk; positions need not be wrapped.
+            elements: the atomic numbers a model knows, in its order.
+            cutoff: largest neighbour distance, Angstrom.
+            head_weights: [heads] weight of each readout head.
+
+        Raises:
+            InvalidStructure: unknown elements, non-finite positions, or a periodic axis without a cell vector.
+        """
+        check_structure(atoms, elements)
+        centers, neighbors, shifts = find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+        counts = np.bincount(centers, minlength=len(atoms))
+        slots = int(counts.max(initial=0))
+        slot = np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
+        table = np.repeat(np.arange(len(atoms), dtype=np.int32)[:, None], slots, axis=1)
+        table[centers, slot] = neighbors
+        dense_shifts = np.zeros((len(atoms), slots, 3))
+        dense_shifts[centers, slot] = shifts
+        return cls(
+            positions=atoms.positions.copy(),
+            species=np.searchsorted(elements, atoms.numbers).astype(np.int32),
+            neighbors=table,
+            shifts=dense_shifts,
+            slot_mask=np.arange(slots) < counts[:, None],
+            node_graph=np.zeros(len(atoms), np.int32),
+            cell=known_cell(atoms)[None],
+            head_weights=np.asarray(head_weights, float)[None],
+        )
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of graph slots, padding included."""
+        return self.cell.shape[0]
+
+    @property
+    def shape(self) -> PadShape:
+        """The shape this graph has now."""
+        return PadShape(self.num_graphs, *self.slot_mask.shape)
+
+    def vectors(self, cutoff: float) -> Array:
+        """Vectors from each node to its neighbours, [nodes, slots, 3] Angstrom.
+
+        A padding slot gets a vector of length `cutoff`, where every cutoff envelope and its derivative are zero. This
+        is the only place where padding is masked.
+        """
+        positions = jnp.asarray(self.positions)
+        cells = jnp.asarray(self.cell).at[self.node_graph].get(mode="fill", fill_value=0.0)
+        offsets = jnp.einsum("nka,nab->nkb", self.shifts, cells)
+        vectors = positions[self.neighbors] - positions[:, None] + offsets
+        padding = jnp.asarray([cutoff, 0.0, 0.0], dtype=positions.dtype)
+        return jnp.where(jnp.asarray(self.slot_mask)[..., None], vectors, padding)
+
+    def astype(self, dtype: str) -> Graph:
+        """The same graph with its real-valued arrays in `dtype`."""
+        cast = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Graph(**{k: v.astype(dtype) if np.issubdtype(v.dtype, np.floating) else v for k, v in cast.items()})
+
+
+@dataclass(frozen=True, order=True)
+class PadShape:
+    """Shape of a padded graph; one compilation serves all graphs of one shape."""
+
+    graphs: int
+    nodes: int
+    slots: int
+
+    def holds(self, other: PadShape) -> bool:
+        """Whether a graph of shape `other` fits into this one."""
+        return self.graphs >= other.graphs and self.nodes >= other.nodes and self.slots >= other.slots
+
+    def rounded(self) -> PadShape:
+        """The bucket for this shape: nodes and slots rounded up by at most 4 or an eighth."""
+        return replace(self, nodes=round_up(self.nodes), slots=round_up(self.slots))
+
+
+def round_up(count: int) -> int:
+    """Round up to a multiple of 4, and of an eighth of the power of two below: 21 -> 24, 100 -> 104, 999 -> 1024."""
+    step = max(4, 2 ** (max(count, 1).bit_length() - 4))
+    return max(4, -(-count // step) * step)
+
+
+def batch(graphs: Sequence[Graph], shape: PadShape | None = None) -> Graph:
+    """Join graphs into one of the given shape, padding nodes, slots and graphs.
+
+    Args:
+        graphs: unpadded graphs with the same number of heads.
+        shape: the padded shape; by default the exact sum of nodes and the largest number of slots.
+
+    Raises:
+        ValueError: the graphs do not fit into `shape`.
+    """
+    counts = [len(g.species) for g in graphs]
+    needed = PadShape(len(graphs), sum(counts), max(g.neighbors.shape[1] for g in graphs))
+    shape = shape or needed
+    if not shape.holds(needed):
+        raise ValueError(f"graphs that need {needed} do not fit into {shape}: choose a larger pad shape")
+    starts = np.cumsum([0, *counts])
+    out = Graph(
+        positions=np.zeros((shape.nodes, 3)),
+        species=np.zeros(shape.nodes, np.int32),
+        neighbors=np.repeat(np.arange(shape.nodes, dtype=np.int32)[:, None], shape.slots, axis=1),
+        shifts=np.zeros((shape.nodes, shape.slots, 3)),
+        slot_mask=np.zeros((shape.nodes, shape.slots), bool),
+        node_graph=np.full(shape.nodes, shape.graphs, np.int32),
+        cell=np.zeros((shape.graphs, 3, 3)),
+        head_weights=np.zeros((shape.graphs, graphs[0].head_weights.shape[1])),
+    )
+    for number, (graph, start, count) in enumerate(zip(graphs, starts, counts, strict=False)):
+        rows, slots = slice(start, start + count), slice(graph.neighbors.shape[1])
+        out.positions[rows] = graph.positions
+        out.species[rows] = graph.species
+        out.neighbors[rows, slots] = graph.neighbors + start
+        out.shifts[rows, slots] = graph.shifts
+        out.slot_mask[rows, slots] = graph.slot_mask
+        out.node_graph[rows] = number
+        out.cell[number] = graph.cell[0]
+        out.head_weights[number] = graph.head_weights[0]
+    return out
+
+
+def check_structure(atoms: ase.Atoms, elements: Sequence[int]) -> None:
+    """Raise InvalidStructure, naming the atom, for anything a model cannot take.
+
+    Raises:
+        InvalidStructure: elements outside `elements`, non-finite positions or cell, a periodic axis without a vector.
+    """
+    unknown = sorted(set(atoms.numbers.tolist()) - set(elements))
+    if unknown:
+        names = ", ".join(f"{symbol_of(z)} (Z={z})" for z in unknown)
+        known = ", ".join(symbol_of(z) for z in elements)
+        raise InvalidStructure(f"the model does not know {names}; it knows {known}")
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+    if len(bad):
+        raise InvalidStructure(
+            f"atom {bad[0]} ({symbol_of(atoms.numbers[bad[0]])}) has the position {atoms.positions[bad[0]].tolist()}; "
+            "positions must be finite"
+        )
+    if not np.isfinite(atoms.cell.array).all():
+        raise InvalidStructure(f"the cell {atoms.cell.array.tolist()} must be finite")
+    lengths = atoms.cell.lengths()
+    for axis in np.flatnonzero(atoms.pbc):
+        if lengths[axis] == 0:
+            raise InvalidStructure(
+                f"pbc is True along axis {axis} but its cell vector is zero; set the cell, or pbc=False along that axis"
+            )
+    periodic = atoms.cell.array[atoms.pbc]
+    if len(periodic) and np.linalg.matrix_rank(periodic) < len(periodic):
+        raise InvalidStructure(
+            f"the periodic cell vectors {periodic.tolist()} are linearly dependent; correct the cell"
+        )
+
+
+def symbol_of(number: int) -> str:
+    """Chemical symbol, or the number itself where there is none."""
+    return chemical_symbols[number] if 0 <= number < len(chemical_symbols) else str(number)
+
+
+def known_cell(atoms: ase.Atoms) -> np.ndarray:
+    """Cell vectors [3, 3]; where they do not span space, the periodic ones only, so that the volume is exactly zero."""
+    return atoms.cell.array.copy() if atoms.cell.rank == 3 else np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
+
+
+def find_neighbors(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All ordered pairs closer than `cutoff`, the same path for every periodicity and handedness.
+
+    Non-periodic axes are completed by a vector normal to the others that encloses the atoms; atoms are wrapped along
+    the periodic axes and a left-handed cell is searched as its mirror, both undone in the shifts.
+
+    Args:
+        positions: [nodes, 3] Angstrom.
+        cell: [3, 3] Angstrom, rows are cell vectors; rows of non-periodic axes are not used.
+        pbc: [3] which axes are periodic.
+        cutoff: Angstrom.
+
+    Returns:
+        centers [edges] (sorted), neighbors [edges], shifts [edges, 3] in whole cell vectors, such that the vector from
+        center to neighbour is `positions[neighbor] + shift @ cell - positions[center]`.
+    """
+    pbc = np.asarray(pbc, bool)
+    if len(positions) == 0:
+        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
+    box = complete_cell(np.where(pbc[:, None], cell, 0.0))
+    fractional = np.linalg.solve(box.T, positions.T).T
+    wrap = np.where(pbc, np.floor(fractional), 0.0)
+    inside = positions - wrap @ box
+    # enclose the atoms along the open axes, whatever length `complete_cell` chose
+    low, high = fractional.min(axis=0), fractional.max(axis=0)
+    lengths = np.linalg.norm(box, axis=1)
+    stretch = np.where(pbc, 1.0, (high - low) + 2 * cutoff / lengths)
+    origin = np.where(pbc, 0.0, low - cutoff / lengths) @ box
+    hand = np.array([1.0, 1.0, np.sign(np.linalg.det(box))])
+    centers, neighbors, shifts = neighbour_list(
+        "ijS",
+        positions=inside - origin + np.where(hand < 0, 1.0, 0.0) @ (box * stretch[:, None]),
+        cell=box * (stretch * hand)[:, None],
+        pbc=pbc,
+        cutoff=float(cutoff),
+    )
+    order = np.argsort(centers, kind="stable")
+    centers, neighbors, shifts = centers[order], neighbors[order], shifts[order] * hand
+    return centers, neighbors, np.where(pbc, shifts - wrap[neighbors] + wrap[centers], 0.0)
+
+
+class NeighborCache:
+    """A Verlet list: rebuilds neighbours only when a pair from outside `cutoff + skin` could have come within `cutoff`.
+
+    With F the homogeneous deformation of the cell since the list was built and u the remaining displacements, a pair
+    that was farther than `cutoff + skin` is now farther than `s (cutoff + skin) - 2 max|u|`, s the smallest singular
+    value of F. The list holds while that is at least `cutoff`.
+
+    Attributes:
+        rebuilds: how often a list was built.
+        shape: the pad shape in use; it grows when needed and shrinks only when less than half full.
+    """
+
+    def __init__(self, elements: Sequence[int], cutoff: float, skin: float = 0.3):
+        if not skin >= 0:
+            raise ValueError(f"skin={skin}: give a length in Angstrom that is zero or positive")
+        self.elements, self.cutoff, self.skin = tuple(elements), float(cutoff), float(skin)
+        self.rebuilds = 0
+        self.shape: PadShape | None = None
+        self._graph: Graph | None = None
+        self._built_for: ase.Atoms | None = None
+
+    def update(self, atoms: ase.Atoms, head_weights: Sequence[float] | np.ndarray) -> Graph:
+        """The padded graph of `atoms`, from the standing list where that is safe."""
+        if self._graph is None or not self._still_valid(atoms):
+            self._rebuild(atoms, head_weights)
+        graph = self._graph
+        assert graph is not None
+        positions = np.zeros_like(graph.positions)
+        positions[: len(atoms)] = atoms.positions
+        weights = np.asarray(head_weights, float)[None]
+        return replace(graph, positions=positions, cell=known_cell(atoms)[None], head_weights=weights)
+
+    def _rebuild(self, atoms: ase.Atoms, head_weights: Sequence[float] | np.ndarray) -> None:
+        graph = Graph.from_atoms(atoms, self.elements, self.cutoff + self.skin, head_weights)
+        needed = graph.shape.rounded()
+        half_full = self.shape is not None and (needed.nodes * needed.slots * 2 < self.shape.nodes * self.shape.slots)
+        if self.shape is None or half_full or not self.shape.holds(needed):
+            self.shape = needed
+        self._graph = batch([graph], self.shape)
+        self._built_for = ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        self.rebuilds += 1
+
+    def _still_valid(self, atoms: ase.Atoms) -> bool:
+        old = self._built_for
+        assert old is not None
+        if len(old) != len(atoms) or (old.pbc != atoms.pbc).any() or (old.numbers != atoms.numbers).any():
+            return False
+        check_structure(atoms, self.elements)
+        if np.array_equal(old.cell.array, atoms.cell.array):
+            smallest, moved = 1.0, atoms.positions - old.positions
+        elif old.cell.rank != 3 or atoms.cell.rank != 3:
+            return False
+        else:
+            deformation = np.linalg.solve(old.cell.array, atoms.cell.array)
+            smallest = np.linalg.svd(deformation, compute_uv=False).min()
+            moved = atoms.positions - old.positions @ deformation
+        largest = np.sqrt((moved**2).sum(axis=1).max(initial=0.0))
+        return smallest * (self.cutoff + self.skin) - 2 * largest >= self.cutoff

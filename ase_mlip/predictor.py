@@ -1,0 +1,169 @@
+"""One gradient turns node energies into forces and stress: the physics that every architecture shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ase_mlip.dataset_info import DatasetInfo, Head
+from ase_mlip.graph import Graph
+
+Params = Mapping[str, Any]
+
+
+class Network(Protocol):
+    """What an architecture provides: node energies per head from neighbour vectors, and nothing physical."""
+
+    dataset_info: DatasetInfo
+    config: Any
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the readout heads."""
+        ...
+
+    def rebuild(self, config: Any, dataset_info: DatasetInfo) -> Network:
+        """The same architecture with another configuration and constants."""
+        ...
+
+    def init(self, *args: Any) -> Any:
+        """Flax: random variables."""
+        ...
+
+    def apply(self, variables: Any, vectors: jax.Array, graph: Graph) -> jax.Array:
+        """Flax: node energies [nodes, heads], dimensionless."""
+        ...
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclass(frozen=True)
+class Prediction:
+    """What a force field says about a batch of graphs; padding nodes and graphs hold no meaning.
+
+    Stress is (1/V) dE/dstrain, positive in tension, and zero for graphs without a three-dimensional cell.
+    """
+
+    energy: Any  # [graphs] eV
+    forces: Any  # [nodes, 3] eV/Angstrom
+    stress: Any  # [graphs, 3, 3] eV/Angstrom^3
+    node_energies: Any  # [nodes] eV
+    head_energies: Any = None  # [graphs, heads] eV, unweighted, when asked for
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network with its heads and levels; pure, hashable, and without parameters.
+
+    Attributes:
+        network: the architecture.
+        levels: (name, heads that it sums) in order of creation; the last one is the default.
+    """
+
+    network: Network
+    levels: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def __post_init__(self) -> None:
+        names = self.network.head_names
+        for level, heads in self.levels:
+            unknown = [head for head in heads if head not in names]
+            if unknown or not heads:
+                raise ValueError(f"level {level!r} sums the heads {heads}; the network has {names}")
+
+    @classmethod
+    def from_network(cls, network: Network) -> Predictor:
+        """Levels that build on each other: the level named after a head sums all heads up to and including it."""
+        names = network.head_names
+        return cls(network, tuple((name, names[: number + 1]) for number, name in enumerate(names)))
+
+    @cached_property
+    def heads(self) -> tuple[Head, ...]:
+        """Constants of all heads, in the network's order."""
+        return tuple(self.network.dataset_info.head(name) for name in self.network.head_names)
+
+    @cached_property
+    def reference_energies(self) -> np.ndarray:
+        """E0 of each head and element, [heads, elements] eV."""
+        return np.array([head.atomic_energies for head in self.heads])
+
+    def head_weights(self, level: str | None = None) -> np.ndarray:
+        """Weights [heads] that make a level: one for the heads it sums; the default level if None.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        levels = dict(self.levels)
+        if level is None:
+            level = self.levels[-1][0]
+        if level not in levels:
+            raise ValueError(f"there is no level {level!r}; this model has {', '.join(map(repr, levels))}")
+        return np.array([float(name in levels[level]) for name in self.network.head_names])
+
+    def interaction(self, params: Params, graph: Graph, per_head: bool = False) -> Prediction:
+        """Prediction without the reference energies E0: what depends on positions. Pure; use inside your own jit.
+
+        E0 can be a million times the interaction energy; adding it on the host in float64 keeps float32 sums exact.
+
+        Args:
+            params: the network's parameters.
+            graph: padded or not, of any number of structures.
+            per_head: also fill `head_energies`.
+        """
+        graph = jax.tree.map(jnp.asarray, graph)
+        dtype = graph.positions.dtype
+        scale = jnp.asarray([head.scale for head in self.heads], dtype)
+        shift = jnp.asarray([head.shift for head in self.heads], dtype)
+        node_weights = graph.head_weights.at[graph.node_graph].get(mode="fill", fill_value=0.0)
+
+        def total(vectors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            per_node = self.network.apply({"params": params}, vectors, graph) * scale + shift
+            nodes = jnp.sum(per_node * node_weights, axis=-1)
+            return jnp.sum(nodes), (nodes, per_node)
+
+        vectors = graph.vectors(self.network.dataset_info.cutoff)
+        gradient, (nodes, per_node) = jax.grad(total, has_aux=True)(vectors)
+        gradient = jnp.where(graph.slot_mask[..., None], gradient, 0.0)
+        pull = jnp.zeros_like(graph.positions).at[graph.neighbors].add(gradient)
+        sum_graphs = partial(jax.ops.segment_sum, segment_ids=graph.node_graph, num_segments=graph.num_graphs)
+        virial = sum_graphs(jnp.einsum("nka,nkb->nab", vectors, gradient))
+        volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
+        solid = volume > 0
+        return Prediction(
+            energy=sum_graphs(nodes),
+            forces=gradient.sum(axis=1) - pull,
+            stress=jnp.where(solid, virial / jnp.where(solid, volume, 1.0), 0.0),
+            node_energies=nodes,
+            head_energies=sum_graphs(per_node) if per_head else None,
+        )
+
+    def reference(self, graph: Graph) -> np.ndarray:
+        """Reference energy of each node under the graph's head weights, [nodes] eV, on the host in float64."""
+        per_head = self.reference_energies.T[np.asarray(graph.species)]
+        node_graph = np.minimum(np.asarray(graph.node_graph), graph.num_graphs - 1)
+        return np.sum(per_head * np.asarray(graph.head_weights, np.float64)[node_graph], axis=-1)
+
+    def add_reference(self, graph: Graph, prediction: Prediction) -> Prediction:
+        """Total energies, in float64 on the host, from an interaction `Prediction`."""
+        node_graph, graphs = np.asarray(graph.node_graph), graph.num_graphs
+
+        def sum_graphs(values: np.ndarray) -> np.ndarray:
+            out = np.zeros((graphs + 1, *values.shape[1:]))
+            np.add.at(out, node_graph, values)
+            return out[:graphs]
+
+        nodes = np.asarray(prediction.node_energies, np.float64) + self.reference(graph)
+        per_head = prediction.head_energies
+        if per_head is not None:
+            per_head = np.asarray(per_head, np.float64) + sum_graphs(
+                self.reference_energies.T[np.asarray(graph.species)]
+            )
+        return replace(prediction, energy=sum_graphs(nodes), node_energies=nodes, head_energies=per_head)
+
+
+# One compiled function for all force fields: equal predictors share their compilations, copies included.
+compiled_interaction = jax.jit(Predictor.interaction, static_argnums=(0, 3))
