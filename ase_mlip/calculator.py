@@ -13,8 +13,9 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_mlip.force_field import ForceField, precision
-from ase_mlip.graph import Graph, InvalidStructure, NeighborCache, check_structure, find_neighbors, symbol_of
+from ase_mlip.graph import Graph, NeighborCache
 from ase_mlip.predictor import compiled_interaction
+from ase_mlip.structure import InvalidStructure, check_structure, find_neighbors, symbol_of
 
 
 class MLIPCalculator(Calculator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ase.data import atomic_numbers, chemical_symbols
@@ -16,13 +16,14 @@ class Head:
     Attributes:
         name: names the head's subtree of the parameters.
         atomic_energies: E0 per element in the order of `DatasetInfo.elements`, eV. The first head's are the reference
-            energies of the data; an added head's are a correction to them.
+            energies of the data; an added head's are a correction to them. They are added on the host and take no part
+            in comparisons: force fields that differ only in them share their compiled functions.
         scale: eV per unit of the network's output.
         shift: eV per atom.
     """
 
     name: str
-    atomic_energies: tuple[float, ...]
+    atomic_energies: tuple[float, ...] = field(compare=False)
     scale: float = 1.0
     shift: float = 0.0
 

@@ -15,11 +15,13 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
 
+from ase_mlip.batches import Batches
 from ase_mlip.calculator import MLIPCalculator
-from ase_mlip.dataset import Batches, LabelKeys, make_examples, read_frames
+from ase_mlip.dataset import LabelKeys, make_examples, read_frames
 from ase_mlip.evaluate import Errors, evaluate
-from ase_mlip.finetune import FineTuneResult, fine_tune, fit_energy_correction, with_energy_correction
+from ase_mlip.finetune import FineTuneResult, fine_tune
 from ase_mlip.force_field import ForceField
+from ase_mlip.reference_energies import fit_energy_correction, with_energy_correction
 
 DATA = "glycine_r2scan.extxyz.xz"
 LEVEL = "r2SCAN-D4"
@@ -104,7 +106,7 @@ def run_langevin(atoms: ase.Atoms, steps: int, path: Path, log: Callable[[str], 
     """Langevin dynamics at 300 K with 0.5 fs, written every 5 fs."""
     rng = np.random.default_rng(0)
     MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=rng)
-    dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.01 / units.fs, rng=rng)
+    dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.01 / units.fs, fixcm=False, rng=rng)
     temperatures: list[float] = []
     dynamics.attach(lambda: temperatures.append(atoms.get_temperature()), interval=10)
     started = time.monotonic()

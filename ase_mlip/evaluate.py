@@ -9,16 +9,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from ase_mlip.dataset import (
-    Batches,
-    Example,
-    LabelKeys,
-    Source,
-    make_examples,
-    read_frames,
-    require_labels,
-    take_census,
-)
+from ase_mlip.batches import Batches
+from ase_mlip.dataset import Example, LabelKeys, Source, make_examples, read_frames, require_labels, take_census
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.predictor import compiled_interaction
 

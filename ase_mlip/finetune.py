@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import ase
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ase_mlip.batches import Batches
 from ase_mlip.calculator import MLIPCalculator
 from ase_mlip.dataset import (
-    Batches,
     Example,
     LabelKeys,
     Source,
@@ -25,175 +24,21 @@ from ase_mlip.dataset import (
     require_labels,
     take_census,
 )
-from ase_mlip.dataset_info import Head
 from ase_mlip.evaluate import Errors, LossWeights, evaluate
 from ase_mlip.force_field import ForceField
-from ase_mlip.predictor import Params, Predictor
+from ase_mlip.reference_energies import fit_energy_correction, with_energy_correction
 from ase_mlip.report import write_results
 from ase_mlip.training import Log, TrainSettings, train
+from ase_mlip.transfer import add_head, mask_optimizer_for_finetuning, transfer_params
 
-Blocks = list[str]
-
-
-def transfer_params(pretrained: Params, initial: Params, scale_factor: float = 0.1) -> tuple[dict[str, Any], Blocks]:
-    """Copy the pretrained parameters into those of a network with more readout heads.
-
-    Args:
-        pretrained: parameters of the pretrained network.
-        initial: parameters of the new network, whose additional blocks keep their initial values times `scale_factor`.
-        scale_factor: damps the new blocks at the start; 0.1 is recommended, 1.0 can be hard to optimise back and 0.0
-            stops the gradients of a network inside the block.
-
-    Returns:
-        The new parameters and the names of the blocks that were not in `pretrained`, which are untrained.
-
-    Raises:
-        ValueError: a pretrained parameter is not in the new network, has another shape there, or nothing is new.
-
-    Example:
-        >>> old, new = {"a": {"w": np.ones(2)}}, {"a": {"w": np.zeros(2)}, "b": {"w": np.ones(2)}}
-        >>> params, blocks = transfer_params(old, new)
-        >>> blocks, params["a"]["w"], params["b"]["w"]
-        (['b'], array([1., 1.]), array([0.1, 0.1]))
-    """
-    old, new = flatten_dict(dict(pretrained)), flatten_dict(dict(initial))
-    lost = sorted("/".join(path) for path in old.keys() - new.keys())
-    if lost:
-        raise ValueError(f"the new network has no place for the pretrained parameters {lost}; give it the same heads")
-    for path in old:
-        if np.shape(old[path]) != np.shape(new[path]):
-            raise ValueError(
-                f"the parameter {'/'.join(path)} has the shape {np.shape(old[path])} in the pretrained network and "
-                f"{np.shape(new[path])} in the new one; use the same configuration and elements"
-            )
-    blocks: Blocks = []
-    merged = {}
-    for path, value in new.items():
-        if path in old:
-            merged[path] = old[path]
-            continue
-        merged[path] = value * np.asarray(scale_factor, np.asarray(value).dtype)
-        name = _outermost_new(path, old)
-        if name not in blocks:
-            blocks.append(name)
-    if not blocks:
-        raise ValueError("the new network has no block that the pretrained one lacks; give it one more readout head")
-    return unflatten_dict(merged), blocks
-
-
-def _outermost_new(path: tuple[str, ...], old: Mapping[tuple[str, ...], Any]) -> str:
-    """The shortest beginning of `path` that no old parameter shares."""
-    for length in range(1, len(path) + 1):
-        if not any(known[:length] == path[:length] for known in old):
-            return "/".join(path[:length])
-    return "/".join(path)
-
-
-def mask_optimizer_for_finetuning(
-    optimizer: optax.GradientTransformation, params: Params, blocks: Sequence[str]
-) -> optax.GradientTransformation:
-    """An optimiser that moves only the named blocks and gives every other parameter a zero update.
-
-    Args:
-        optimizer: applied to the blocks alone: its state, norms and weight decay see nothing else.
-        params: the parameters to be trained.
-        blocks: names as `transfer_params` returns them, such as "head_head_1".
-
-    Raises:
-        ValueError: a block that holds no parameter, or no blocks.
-    """
-    labels = trainable_labels(params, blocks)
-    return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
-
-
-def trainable_labels(params: Params, blocks: Sequence[str]) -> dict[str, Any]:
-    """ "train" for every parameter inside the blocks, "freeze" for the others.
-
-    Raises:
-        ValueError: a block that holds no parameter, or no blocks.
-    """
-    flat = {"/".join(path): path for path in flatten_dict(dict(params))}
-
-    def inside(name: str, block: str) -> bool:
-        return name == block or name.startswith(block + "/")
-
-    empty = [block for block in blocks if not any(inside(name, block) for name in flat)]
-    if empty or not blocks:
-        known = sorted({name.split("/")[0] for name in flat})
-        raise ValueError(f"no parameters in the blocks {empty or list(blocks)}; the network has the blocks {known}")
-    labels = {
-        path: "train" if any(inside(name, block) for block in blocks) else "freeze" for name, path in flat.items()
-    }
-    return unflatten_dict(labels)
-
-
-def add_head(base: ForceField, name: str, seed: int = 0) -> tuple[ForceField, Blocks]:
-    """The force field with one more head that says exactly nothing yet but can learn.
-
-    The new head's inner layers are random and its output layers zero, so that the new level equals the old one at
-    step 0 and its gradients are alive. The level `name` sums the heads of the newest level and the new one.
-
-    Returns:
-        The force field with the new level as its default, and the blocks that are new.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if name in base.levels or name in base.heads:
-        taken = ", ".join(dict.fromkeys([*base.levels, *base.heads]))
-        raise ValueError(f"the model already has a level or head {name!r} ({taken}); choose another name")
-    network = base.predictor.network
-    heads = (*base.heads, name)
-    config = replace(network.config, num_readout_heads=len(heads), head_names=heads)
-    grown = network.rebuild(config, base.dataset_info)
-    initial = ForceField.from_mlip_network(grown, seed=seed)
-    params, blocks = transfer_params(base.params, initial.params, scale_factor=1.0)
-    flat = flatten_dict(params)
-    silent = {
-        path: np.zeros_like(value) if path[0] in blocks and path[-1].endswith("output") else value
-        for path, value in flat.items()
-    }
-    newest = base.predictor.levels[-1][1]
-    predictor = Predictor(grown, (*base.predictor.levels, (name, (*newest, name))))
-    return ForceField(predictor, unflatten_dict(silent), base.provenance), blocks
-
-
-def fit_energy_correction(force_field: ForceField, examples: Sequence[Example]) -> tuple[dict[int, float], int]:
-    """Per-element energies that best turn the model's energies into the labels: least squares on E_label - E_model.
-
-    Where the compositions do not determine every element (a single composition determines none), the solution of
-    minimum norm is taken.
-
-    Returns:
-        Correction in eV for each element that occurs, and the rank of the problem; no labels, no correction.
-    """
-    labelled = [example for example in examples if example.targets.energy_mask[0]]
-    elements = sorted({int(s) for example in labelled for s in example.graph.species})
-    if not labelled:
-        return {}, 0
-    predicted = evaluate(force_field, Batches(labelled, 16))
-    counts = np.array([[np.sum(e.graph.species == s) for s in elements] for e in labelled], float)
-    difference = (predicted.energy[0] - predicted.energy[1]) * counts.sum(axis=1)
-    solution, _, rank, _ = np.linalg.lstsq(counts, difference, rcond=None)
-    return {force_field.elements[s]: float(e) for s, e in zip(elements, solution, strict=True)}, int(rank)
-
-
-def with_energy_correction(force_field: ForceField, head: str, correction: Mapping[int, float]) -> ForceField:
-    """The force field with E0 of one head replaced; elements not named get zero."""
-    heads = [
-        replace(h, atomic_energies=tuple(float(correction.get(z, 0.0)) for z in force_field.elements))
-        if h.name == head
-        else h
-        for h in force_field.predictor.heads
-    ]
-    return with_heads(force_field, heads)
-
-
-def with_heads(force_field: ForceField, heads: Sequence[Head]) -> ForceField:
-    """The force field with other head constants."""
-    network = force_field.predictor.network
-    rebuilt = network.rebuild(network.config, network.dataset_info.with_heads(heads))
-    return ForceField(replace(force_field.predictor, network=rebuilt), force_field.params, force_field.provenance)
+__all__ = [
+    "METHODS",
+    "FineTuneResult",
+    "Method",
+    "fine_tune",
+    "mask_optimizer_for_finetuning",
+    "transfer_params",
+]
 
 
 @dataclass(frozen=True)
@@ -211,6 +56,12 @@ class Method:
     learning_rate: float
     ema: float
     clip: float
+
+    def optimizer(self, learning_rate: float | None, steps: int) -> optax.GradientTransformation:
+        """AMSGrad under a clipped gradient; short warm-up, then a cosine to a hundredth of the peak."""
+        peak = learning_rate if learning_rate is not None else self.learning_rate
+        schedule = optax.warmup_cosine_decay_schedule(peak / 10, peak, min(100, steps // 10), max(steps, 1), peak / 100)
+        return optax.chain(optax.clip_by_global_norm(self.clip), optax.amsgrad(schedule))
 
 
 METHODS: dict[str, Method] = {
@@ -292,23 +143,15 @@ def fine_tune(
         ValueError: an unknown method, a level that exists, a replay that could have no effect.
         MissingLabel: a label with a positive weight is in no frame.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: give one of {', '.join(map(repr, METHODS))}")
-    if replay is not None and not METHODS[method].trains_all:
-        raise ValueError(f"replay has no effect with method={method!r}: the old levels cannot change; leave it out")
-    if replay_labels not in ("model", "file"):
-        raise ValueError(f"replay_labels={replay_labels!r}: give 'model' or 'file'")
+    _check_choices(method, replay, replay_labels)
     preset, keys, loss = METHODS[method], keys or LabelKeys(), loss or LossWeights()
     base = base if isinstance(base, ForceField) else ForceField.load(base)
     grown, blocks = add_head(base, level, seed)
-    new_weights = grown.predictor.head_weights(level)
-    train_frames, valid_frames = read_split(train_set, valid, keys, loss.wanted, seed, log)
-    train_examples, valid_examples = (
-        make_examples(frames, grown.elements, grown.cutoff, new_weights, keys)
-        for frames in (train_frames, valid_frames)
+    examples, valid_examples = (
+        make_examples(frames, grown.elements, grown.cutoff, grown.predictor.head_weights(level), keys)
+        for frames in read_split(train_set, valid, keys, loss.wanted, seed, log)
     )
-
-    correction, rank = fit_energy_correction(grown, train_examples)
+    correction, rank = fit_energy_correction(grown, examples, batch_size)
     grown = with_energy_correction(grown, level, correction)
     log(_describe_correction(grown, correction, rank))
     valid_batches = Batches(valid_examples, batch_size)
@@ -316,32 +159,24 @@ def fine_tune(
     log(f"before training: {base_errors}")
 
     base_level = base.predictor.levels[-1][0]
-    replayed = [] if replay is None else _replay_examples(grown, replay, base_level, replay_weight, replay_labels, keys)
+    replayed = _replay_examples(grown, replay, base_level, replay_weight, replay_labels, keys, batch_size)
+    count = len(examples) + len(replayed)
+    epochs = epochs if epochs is not None else max(1, 3000 * batch_size // count)
     settings = TrainSettings(
-        epochs=epochs if epochs is not None else max(1, 3000 * batch_size // (len(train_examples) + len(replayed))),
+        epochs=epochs,
         batch_size=batch_size,
         ema=preset.ema,
         loss=loss,
+        eval_every=max(1, epochs // 30),
         max_shapes=2 if replayed else 1,
         seed=seed,
     )
-    settings = replace(settings, eval_every=max(1, settings.epochs // 30))
-    steps = max(1, settings.epochs * -(-(len(train_examples) + len(replayed)) // batch_size))
-    peak = learning_rate if learning_rate is not None else preset.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(peak / 10, peak, min(100, steps // 10), steps, peak / 100)
-    optimizer = optax.chain(optax.clip_by_global_norm(preset.clip), optax.amsgrad(schedule))
+    optimizer = preset.optimizer(learning_rate, steps=epochs * -(-count // batch_size))
     if not preset.trains_all:
         optimizer = mask_optimizer_for_finetuning(optimizer, grown.params, blocks)
-    result = train(
-        grown,
-        [*train_examples, *replayed],
-        valid_examples,
-        optimizer,
-        settings,
-        folder=None if folder is None else Path(folder),
-        log=log,
-    )
-    tuned = replace(result.force_field, provenance=_provenance(base, level, method, len(train_examples), settings))
+    checkpoints = None if folder is None else Path(folder)
+    result = train(grown, [*examples, *replayed], valid_examples, optimizer, settings, folder=checkpoints, log=log)
+    tuned = replace(result.force_field, provenance=_provenance(base, level, method, len(examples), settings))
     errors = evaluate(tuned, valid_batches)
     log(f"after training:  {errors}")
     replay_errors = None
@@ -354,10 +189,28 @@ def fine_tune(
     return FineTuneResult(tuned, base_errors, errors, replay_errors, result.history, path)
 
 
+def _check_choices(method: str, replay: Source | None, replay_labels: str) -> None:
+    """Refuse what does not exist or could have no effect."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: give one of {', '.join(map(repr, METHODS))}")
+    if replay is not None and not METHODS[method].trains_all:
+        raise ValueError(f"replay has no effect with method={method!r}: the old levels cannot change; leave it out")
+    if replay_labels not in ("model", "file"):
+        raise ValueError(f"replay_labels={replay_labels!r}: give 'model' or 'file'")
+
+
 def _replay_examples(
-    force_field: ForceField, source: Source, level: str, weight: float, labels: str, keys: LabelKeys
+    force_field: ForceField,
+    source: Source | None,
+    level: str,
+    weight: float,
+    labels: str,
+    keys: LabelKeys,
+    batch_size: int,
 ) -> list[Example]:
-    """Frames that train the old level, with their own labels or the model's."""
+    """Frames that train the old level, with their own labels or the model's; none without a source."""
+    if source is None:
+        return []
     weights = force_field.predictor.head_weights(level)
     frames = read_frames(source)
     if labels == "file":
@@ -365,18 +218,20 @@ def _replay_examples(
         return make_examples(frames, force_field.elements, force_field.cutoff, weights, keys, weight)
     unlabelled = [ase.Atoms(a.numbers, positions=a.positions, cell=a.cell, pbc=a.pbc) for a in frames]
     bare = make_examples(unlabelled, force_field.elements, force_field.cutoff, weights, keys, weight)
-    out = []
-    for example in bare:
-        prediction = force_field(example.graph)
-        targets = replace(
-            example.targets,
-            energy=prediction.energy,
-            forces=np.asarray(prediction.forces, float),
-            energy_mask=np.array([True]),
-            forces_mask=np.full(len(example.graph.species), True),
-        )
-        out.append(Example(example.graph, targets))
-    return out
+    labelled: list[Example] = []
+    for joined in Batches(bare, batch_size).epoch(None):
+        prediction = force_field(joined.graph)
+        for number in range(len(np.unique(joined.graph.node_graph[joined.graph.node_graph < joined.graph.num_graphs]))):
+            nodes = joined.graph.node_graph == number
+            targets = replace(
+                bare[len(labelled)].targets,
+                energy=prediction.energy[number : number + 1],
+                forces=prediction.forces[nodes].astype(float),
+                energy_mask=np.array([True]),
+                forces_mask=np.full(int(nodes.sum()), True),
+            )
+            labelled.append(Example(bare[len(labelled)].graph, targets))
+    return labelled
 
 
 def _describe_correction(force_field: ForceField, correction: Mapping[int, float], rank: int) -> str:

@@ -12,13 +12,14 @@ import ase
 import numpy as np
 import optax
 
-from ase_mlip.dataset import Batches, LabelKeys, Source, make_examples, read_labels, read_split
+from ase_mlip.batches import Batches
+from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels, read_split
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
-from ase_mlip.graph import find_neighbors
 from ase_mlip.mace import Mace, MaceConfig
 from ase_mlip.report import write_results
+from ase_mlip.structure import find_neighbors
 from ase_mlip.training import Log, TrainResult, TrainSettings, train
 
 

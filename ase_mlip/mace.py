@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 from itertools import pairwise
 from typing import Literal
 
-import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ase_mlip.blocks import map_node_blocks
+from ase_mlip.coupling import coupling_paths, coupling_table, spherical_harmonics
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
 from ase_mlip.radial import bessel_basis, polynomial_cutoff, radial_network, scaled_silu
@@ -304,37 +304,6 @@ class ReadoutHead(nn.Module):
         output = self.param(f"layer_{len(earlier)}_output", unit_normal, (self.hidden,))
         hidden = scaled_silu(last @ (kernel / last.shape[-1] ** 0.5))
         return energy + hidden @ (output / self.hidden**0.5)
-
-
-def spherical_harmonics(directions: jax.Array, l_max: int) -> jax.Array:
-    """Real spherical harmonics of unit vectors, [..., (l_max + 1)^2], mean square one ("component" normalisation)."""
-    vectors = e3nn.IrrepsArray("1o", directions)
-    return e3nn.spherical_harmonics(range(l_max + 1), vectors, normalize=False, normalization="component").array
-
-
-def coupling_paths(l_features: tuple[int, ...], l_max: int) -> list[tuple[int, int, int]]:
-    """All (feature, edge, output) degrees that couple with natural parity, ordered by output, feature, edge."""
-    return sorted(
-        ((a, b, c) for a in l_features for b in range(l_max + 1) for c in range(l_max + 1)
-         if abs(a - b) <= c <= a + b and (a + b + c) % 2 == 0),
-        key=lambda path: (path[2], path[0], path[1]),
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def coupling_table(paths: tuple[tuple[int, int, int], ...], l_max: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clebsch-Gordan coefficients of all paths as one matrix, "component" normalisation.
-
-    Returns:
-        [(l_max + 1)^2, sum over paths of (2 l_feature + 1)(2 l_out + 1)], and the columns where a new path begins.
-    """
-    columns = []
-    for l_feature, l_edge, l_out in paths:
-        coupling = np.asarray(e3nn.clebsch_gordan(l_feature, l_edge, l_out)) * (2 * l_out + 1) ** 0.5
-        column = np.zeros(((l_max + 1) ** 2, coupling.shape[0], coupling.shape[2]))
-        column[l_edge**2 : (l_edge + 1) ** 2] = coupling.transpose(1, 0, 2)
-        columns.append(column.reshape(len(column), -1))
-    return np.concatenate(columns, axis=1), np.cumsum([column.shape[1] for column in columns])[:-1]
 
 
 def _scaled_normal(widths: np.ndarray) -> nn.initializers.Initializer:

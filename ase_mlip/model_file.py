@@ -90,7 +90,10 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
     except safetensors.SafetensorError as error:
         raise ModelFileError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
     text = metadata[_KEY]
-    description = json.loads(text)
+    try:
+        description = json.loads(text)
+    except ValueError as error:
+        raise ModelFileError(f"{path} has a damaged description; copy or download it again") from error
     version = description.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ModelFileError(

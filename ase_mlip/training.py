@@ -15,7 +15,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from ase_mlip.dataset import Batches, Example, Targets
+from ase_mlip.batches import Batches
+from ase_mlip.dataset import Example, Targets
 from ase_mlip.evaluate import Errors, LossWeights, evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph
@@ -172,7 +173,7 @@ def train(
     """
     predictor = force_field.predictor
     batches, valid_batches = (Batches(e, settings.batch_size, settings.max_shapes) for e in (examples, valid))
-    params = jax.tree.map(jnp.asarray, dict(force_field.params))
+    params = jax.tree.map(jnp.array, dict(force_field.params))  # a copy: the steps consume what they are given
     copy = jax.tree.map(jnp.copy, (params, params))
     state = _State(params, copy[0], copy[1], optimizer.init(params))
     history: list[dict[str, Any]] = []

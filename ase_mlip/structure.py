@@ -1,0 +1,101 @@
+"""Structures as ASE gives them: what cannot be predicted is refused here, and who neighbours whom is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ase
+import numpy as np
+from ase.calculators.calculator import CalculationFailed
+from ase.data import chemical_symbols
+from ase.geometry import complete_cell
+from matscipy.neighbours import neighbour_list
+
+
+class InvalidStructure(CalculationFailed, ValueError):
+    """A structure that no prediction can be made for; the message names the atom or the axis."""
+
+
+def check_structure(atoms: ase.Atoms, elements: Sequence[int]) -> None:
+    """Raise InvalidStructure, naming the atom, for anything a model cannot take.
+
+    Raises:
+        InvalidStructure: elements outside `elements`, non-finite positions or cell, a periodic axis without a vector.
+    """
+    unknown = sorted(set(atoms.numbers.tolist()) - set(elements))
+    if unknown:
+        names = ", ".join(f"{symbol_of(z)} (Z={z})" for z in unknown)
+        known = ", ".join(symbol_of(z) for z in elements)
+        raise InvalidStructure(f"the model does not know {names}; it knows {known}")
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+    if len(bad):
+        raise InvalidStructure(
+            f"atom {bad[0]} ({symbol_of(atoms.numbers[bad[0]])}) has the position {atoms.positions[bad[0]].tolist()}; "
+            "positions must be finite"
+        )
+    if not np.isfinite(atoms.cell.array).all():
+        raise InvalidStructure(f"the cell {atoms.cell.array.tolist()} must be finite")
+    lengths = atoms.cell.lengths()
+    for axis in np.flatnonzero(atoms.pbc):
+        if lengths[axis] == 0:
+            raise InvalidStructure(
+                f"pbc is True along axis {axis} but its cell vector is zero; set the cell, or pbc=False along that axis"
+            )
+    periodic = atoms.cell.array[atoms.pbc]
+    if len(periodic) and np.linalg.matrix_rank(periodic) < len(periodic):
+        raise InvalidStructure(
+            f"the periodic cell vectors {periodic.tolist()} are linearly dependent; correct the cell"
+        )
+
+
+def symbol_of(number: int) -> str:
+    """Chemical symbol, or the number itself where there is none."""
+    return chemical_symbols[number] if 0 <= number < len(chemical_symbols) else str(number)
+
+
+def known_cell(atoms: ase.Atoms) -> np.ndarray:
+    """Cell vectors [3, 3]; where they do not span space, the periodic ones only, so that the volume is exactly zero."""
+    return atoms.cell.array.copy() if atoms.cell.rank == 3 else np.where(atoms.pbc[:, None], atoms.cell.array, 0.0)
+
+
+def find_neighbors(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All ordered pairs closer than `cutoff`, the same path for every periodicity and handedness.
+
+    Non-periodic axes are completed by a vector normal to the others that encloses the atoms; atoms are wrapped along
+    the periodic axes and a left-handed cell is searched as its mirror, both undone in the shifts.
+
+    Args:
+        positions: [nodes, 3] Angstrom.
+        cell: [3, 3] Angstrom, rows are cell vectors; rows of non-periodic axes are not used.
+        pbc: [3] which axes are periodic.
+        cutoff: Angstrom.
+
+    Returns:
+        centers [edges] (sorted), neighbors [edges], shifts [edges, 3] in whole cell vectors, such that the vector from
+        center to neighbour is `positions[neighbor] + shift @ cell - positions[center]`.
+    """
+    pbc = np.asarray(pbc, bool)
+    if len(positions) == 0:
+        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
+    box = complete_cell(np.where(pbc[:, None], cell, 0.0))
+    fractional = np.linalg.solve(box.T, positions.T).T
+    wrap = np.where(pbc, np.floor(fractional), 0.0)
+    inside = positions - wrap @ box
+    # enclose the atoms along the open axes, whatever length `complete_cell` chose
+    low, high = fractional.min(axis=0), fractional.max(axis=0)
+    lengths = np.linalg.norm(box, axis=1)
+    stretch = np.where(pbc, 1.0, (high - low) + 2 * cutoff / lengths)
+    origin = np.where(pbc, 0.0, low - cutoff / lengths) @ box
+    hand = np.array([1.0, 1.0, np.sign(np.linalg.det(box))])
+    centers, neighbors, shifts = neighbour_list(
+        "ijS",
+        positions=inside - origin + np.where(hand < 0, 1.0, 0.0) @ (box * stretch[:, None]),
+        cell=box * (stretch * hand)[:, None],
+        pbc=pbc,
+        cutoff=float(cutoff),
+    )
+    order = np.argsort(centers, kind="stable")
+    centers, neighbors, shifts = centers[order], neighbors[order], shifts[order] * hand
+    return centers, neighbors, np.where(pbc, shifts - wrap[neighbors] + wrap[centers], 0.0)

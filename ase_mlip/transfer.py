@@ -1,0 +1,139 @@
+"""The founding blocks of fine-tuning: a new head on pretrained parameters, and an optimiser that moves it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ase_mlip.force_field import ForceField
+from ase_mlip.predictor import Params, Predictor
+
+Blocks = list[str]
+
+
+def transfer_params(pretrained: Params, initial: Params, scale_factor: float = 0.1) -> tuple[dict[str, Any], Blocks]:
+    """Copy the pretrained parameters into those of a network with more readout heads.
+
+    Args:
+        pretrained: parameters of the pretrained network.
+        initial: parameters of the new network, whose additional blocks keep their initial values times `scale_factor`.
+        scale_factor: damps the new blocks at the start; 0.1 is recommended, 1.0 can be hard to optimise back and 0.0
+            stops the gradients of a network inside the block.
+
+    Returns:
+        The new parameters and the names of the blocks that were not in `pretrained`, which are untrained.
+
+    Raises:
+        ValueError: a pretrained parameter is not in the new network, has another shape there, or nothing is new.
+
+    Example:
+        >>> old, new = {"a": {"w": np.ones(2)}}, {"a": {"w": np.zeros(2)}, "b": {"w": np.ones(2)}}
+        >>> params, blocks = transfer_params(old, new)
+        >>> blocks, params["a"]["w"], params["b"]["w"]
+        (['b'], array([1., 1.]), array([0.1, 0.1]))
+    """
+    old, new = flatten_dict(dict(pretrained)), flatten_dict(dict(initial))
+    lost = sorted("/".join(path) for path in old.keys() - new.keys())
+    if lost:
+        raise ValueError(f"the new network has no place for the pretrained parameters {lost}; give it the same heads")
+    for path in old:
+        if np.shape(old[path]) != np.shape(new[path]):
+            raise ValueError(
+                f"the parameter {'/'.join(path)} has the shape {np.shape(old[path])} in the pretrained network and "
+                f"{np.shape(new[path])} in the new one; use the same configuration and elements"
+            )
+    blocks: Blocks = []
+    merged = {}
+    for path, value in new.items():
+        if path in old:
+            merged[path] = old[path]
+            continue
+        merged[path] = value * np.asarray(scale_factor, np.asarray(value).dtype)
+        name = _outermost_new(path, old)
+        if name not in blocks:
+            blocks.append(name)
+    if not blocks:
+        raise ValueError("the new network has no block that the pretrained one lacks; give it one more readout head")
+    return unflatten_dict(merged), blocks
+
+
+def _outermost_new(path: tuple[str, ...], old: Mapping[tuple[str, ...], Any]) -> str:
+    """The shortest beginning of `path` that no old parameter shares."""
+    for length in range(1, len(path) + 1):
+        if not any(known[:length] == path[:length] for known in old):
+            return "/".join(path[:length])
+    return "/".join(path)
+
+
+def mask_optimizer_for_finetuning(
+    optimizer: optax.GradientTransformation, params: Params, blocks: Sequence[str]
+) -> optax.GradientTransformation:
+    """An optimiser that moves only the named blocks and gives every other parameter a zero update.
+
+    Args:
+        optimizer: applied to the blocks alone: its state, norms and weight decay see nothing else.
+        params: the parameters to be trained.
+        blocks: names as `transfer_params` returns them, such as "head_head_1".
+
+    Raises:
+        ValueError: a block that holds no parameter, or no blocks.
+    """
+    labels = trainable_labels(params, blocks)
+    return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+
+
+def trainable_labels(params: Params, blocks: Sequence[str]) -> dict[str, Any]:
+    """ "train" for every parameter inside the blocks, "freeze" for the others.
+
+    Raises:
+        ValueError: a block that holds no parameter, or no blocks.
+    """
+    flat = {"/".join(path): path for path in flatten_dict(dict(params))}
+
+    def inside(name: str, block: str) -> bool:
+        return name == block or name.startswith(block + "/")
+
+    empty = [block for block in blocks if not any(inside(name, block) for name in flat)]
+    if empty or not blocks:
+        known = sorted({name.split("/")[0] for name in flat})
+        raise ValueError(f"no parameters in the blocks {empty or list(blocks)}; the network has the blocks {known}")
+    labels = {
+        path: "train" if any(inside(name, block) for block in blocks) else "freeze" for name, path in flat.items()
+    }
+    return unflatten_dict(labels)
+
+
+def add_head(base: ForceField, name: str, seed: int = 0) -> tuple[ForceField, Blocks]:
+    """The force field with one more head that says exactly nothing yet but can learn.
+
+    The new head's inner layers are random and its output layers zero, so that the new level equals the old one at
+    step 0 and its gradients are alive. The level `name` sums the heads of the newest level and the new one.
+
+    Returns:
+        The force field with the new level as its default, and the blocks that are new.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in base.levels or name in base.heads:
+        taken = ", ".join(dict.fromkeys([*base.levels, *base.heads]))
+        raise ValueError(f"the model already has a level or head {name!r} ({taken}); choose another name")
+    network = base.predictor.network
+    heads = (*base.heads, name)
+    config = replace(network.config, num_readout_heads=len(heads), head_names=heads)
+    grown = network.rebuild(config, base.dataset_info)
+    initial = ForceField.from_mlip_network(grown, seed=seed)
+    params, blocks = transfer_params(base.params, initial.params, scale_factor=1.0)
+    flat = flatten_dict(params)
+    silent = {
+        path: np.zeros_like(value) if path[0] in blocks and path[-1].endswith("output") else value
+        for path, value in flat.items()
+    }
+    newest = base.predictor.levels[-1][1]
+    predictor = Predictor(grown, (*base.predictor.levels, (name, (*newest, name))))
+    return ForceField(predictor, unflatten_dict(silent), base.provenance), blocks
