@@ -20,7 +20,7 @@ import ase.io
 import jax
 import numpy as np
 from ase.data import chemical_symbols
-from ase.io.formats import open_with_compression
+from ase.io.formats import UnknownFileTypeError, open_with_compression
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from ase_mlip.graph import Graph
@@ -86,7 +86,7 @@ def read_frames(source: Source) -> list[ase.Atoms]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no frame in it.
+        ValueError: no frame in it, or a format that ASE does not know.
     """
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
@@ -95,7 +95,10 @@ def read_frames(source: Source) -> list[ase.Atoms]:
             raise FileNotFoundError(f"there is no file {name!r}")
         index = ":" if name == path else path.rsplit("@", 1)[1]
         with _uncompressed(name) as plain:
-            frames = list(ase.io.iread(plain, index=index, do_not_split_by_at_sign=True))
+            try:
+                frames = list(ase.io.iread(plain, index=index, do_not_split_by_at_sign=True))
+            except UnknownFileTypeError as error:
+                raise ValueError(f"{name} is in no format that ASE knows by its name or content") from error
     else:
         frames = list(source)
     if not frames:

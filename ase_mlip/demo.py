@@ -52,7 +52,8 @@ def run_demo(folder: Path, steps: int = 2000, epochs: int = 60, log: Callable[[s
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     frames = read_frames(demo_data())
-    held_out, valid, train_set = frames[:50], frames[50:70], frames[70:]
+    held, kept_back = len(frames) // 4, len(frames) // 8
+    held_out, valid, train_set = frames[:held], frames[held : held + kept_back], frames[held + kept_back :]
     log(f"glycine at {LEVEL}: {len(train_set)} frames to train on, {len(valid)} to validate, {len(held_out)} held out")
     base = ForceField.load("default")
     result = fine_tune(

@@ -66,7 +66,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "heads": Method(trains_all=False, learning_rate=1e-2, ema=0.99, clip=10.0),
-    "full": Method(trains_all=True, learning_rate=2e-3, ema=0.99, clip=10.0),
+    "full": Method(trains_all=True, learning_rate=5e-3, ema=0.99, clip=10.0),
 }
 
 

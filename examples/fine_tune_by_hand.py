@@ -27,7 +27,7 @@ def main(trajectory: str, epochs: int = 20) -> ForceField:
     correction, _ = fit_energy_correction(force_field, examples)
     force_field = with_energy_correction(force_field, "head_1", correction)
 
-    settings = TrainSettings(epochs=epochs, batch_size=8, loss=LossWeights(energy=40.0, forces=1.0))
+    settings = TrainSettings(epochs=epochs, batch_size=8, loss=LossWeights(energy=100.0, forces=1.0))
     optimizer = mask_optimizer_for_finetuning(optax.adam(1e-3), params, blocks)
     cut = len(examples) // 10
     tuned = train(force_field, examples[cut:], examples[:cut], optimizer, settings).force_field
