@@ -118,8 +118,10 @@ def add_head(base: ForceField, name: str, seed: int = 0) -> tuple[ForceField, Bl
         The force field with the new level as its default, and the blocks that are new.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, empty, or contains '/', which separates the names of parameters.
     """
+    if not name or "/" in name:
+        raise ValueError(f"the level name {name!r} is empty or contains '/'; choose another name")
     if name in base.levels or name in base.heads:
         taken = ", ".join(dict.fromkeys([*base.levels, *base.heads]))
         raise ValueError(f"the model already has a level or head {name!r} ({taken}); choose another name")
