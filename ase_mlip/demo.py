@@ -12,7 +12,7 @@ import numpy as np
 from ase import units
 from ase.io import Trajectory, write
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 
 from ase_mlip.batches import Batches
@@ -106,7 +106,7 @@ def held_out_errors(
 def run_langevin(atoms: ase.Atoms, steps: int, path: Path, log: Callable[[str], None]) -> None:
     """Langevin dynamics at 300 K with 0.5 fs, written every 5 fs."""
     rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=rng)
+    thermalize_momenta(atoms, temperature_K=300, rng=rng)
     dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.01 / units.fs, fixcm=False, rng=rng)
     temperatures: list[float] = []
     dynamics.attach(lambda: temperatures.append(atoms.get_temperature()), interval=10)

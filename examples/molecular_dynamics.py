@@ -6,7 +6,7 @@ import numpy as np
 from ase import units
 from ase.build import molecule
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 
 from ase_mlip import MLIPCalculator
 
@@ -16,7 +16,7 @@ def main(steps: int = 1000) -> float:
     atoms = molecule("CH3COOH")
     atoms.calc = MLIPCalculator()
     rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=rng)
+    thermalize_momenta(atoms, temperature_K=300, rng=rng)
     friction = 0.01 / units.fs
     dynamics = Langevin(
         atoms, 0.5 * units.fs, temperature_K=300, friction=friction, fixcm=False, rng=rng, trajectory="md.traj"

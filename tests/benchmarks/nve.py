@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ase import units
 from ase.io import read
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from ase_mlip import MLIPCalculator
@@ -35,7 +35,7 @@ def main() -> None:
     )
     atoms = read(args.structure)
     atoms.calc = MLIPCalculator(args.model, dtype=args.dtype)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=args.temperature, rng=np.random.default_rng(0))
+    thermalize_momenta(atoms, temperature_K=args.temperature, rng=np.random.default_rng(0))
     Stationary(atoms)
     ZeroRotation(atoms)
     dynamics = VelocityVerlet(atoms, args.timestep * units.fs)

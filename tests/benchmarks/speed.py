@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ase import Atoms, units
 from ase.build import molecule
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from ase_mlip import DatasetInfo, ForceField, Mace, MLIPCalculator
@@ -56,7 +56,7 @@ def main() -> None:
             started = time.perf_counter()
             jax.block_until_ready(compiled_interaction(force_field.predictor, params, graph, False))
             times.append(time.perf_counter() - started)
-        MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+        thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
         dynamics = VelocityVerlet(atoms, 0.1 * units.fs)
         dynamics.run(3)
         started = time.perf_counter()
