@@ -7,7 +7,7 @@ import os
 # compile faster, run slower: the networks here are tiny and each runs a few times; must be set before jax is imported
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import ase
@@ -87,15 +87,3 @@ def two_head_force_field() -> ForceField:
     """Two additive heads, `base` and `delta`, with their own constants; levels of the same names."""
     heads = (*INFO.heads, Head("delta", (0.01, -0.02, 0.03, -0.04), scale=0.3, shift=-0.05))
     return random_force_field(replace(TINY, num_readout_heads=2), INFO.with_heads(heads), seed=1)
-
-
-@pytest.fixture
-def zoo() -> dict[str, ase.Atoms]:
-    """Fresh copies of all structures, by name."""
-    return build_zoo()
-
-
-@pytest.fixture(scope="session")
-def make_force_field() -> Callable[..., ForceField]:
-    """`random_force_field(config, info, seed)` as a fixture."""
-    return random_force_field
