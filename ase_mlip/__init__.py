@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ase_mlip.force_field import ForceField
     from ase_mlip.from_scratch import train_from_scratch
     from ase_mlip.graph import Graph
-    from ase_mlip.mace import Mace, MaceConfig
     from ase_mlip.model_file import ModelFileError
+    from ase_mlip.networks.mace import Mace, MaceConfig
     from ase_mlip.predictor import Prediction, Predictor
     from ase_mlip.training import TrainSettings
 
@@ -31,7 +31,7 @@ _HOMES = {
     "force_field": ("ForceField",),
     "from_scratch": ("train_from_scratch",),
     "graph": ("Graph",),
-    "mace": ("Mace", "MaceConfig"),
+    "networks.mace": ("Mace", "MaceConfig"),
     "model_file": ("ModelFileError",),
     "predictor": ("Prediction", "Predictor"),
     "training": ("TrainSettings",),

@@ -68,7 +68,7 @@ def train(
     from ase_mlip.dataset import LabelKeys
     from ase_mlip.evaluate import LossWeights
     from ase_mlip.from_scratch import train_from_scratch
-    from ase_mlip.mace import MaceConfig
+    from ase_mlip.networks.mace import MaceConfig
     from ase_mlip.training import TrainSettings
 
     widths = tuple(int(width) for width in radial_mlp.split(","))

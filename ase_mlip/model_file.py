@@ -22,7 +22,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ase_mlip.dataset_info import DatasetInfo
-from ase_mlip.mace import Mace
+from ase_mlip.networks.mace import Mace
 from ase_mlip.predictor import Network, Params, Predictor
 
 FORMAT_VERSION = 1

@@ -16,7 +16,7 @@ from ase_mlip.dataset import LabelKeys, make_examples, read_frames
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
-from ase_mlip.mace import Mace
+from ase_mlip.networks.mace import Mace
 from ase_mlip.training import LossWeights, TrainSettings, train
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from ase.build import bulk, fcc111, molecule
 from ase_mlip.dataset_info import DatasetInfo, Head
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph, PadShape, batch
-from ase_mlip.mace import Mace, MaceConfig
+from ase_mlip.networks.mace import Mace, MaceConfig
 from ase_mlip.predictor import Prediction, Predictor
 
 CUTOFF = 3.4

@@ -12,8 +12,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from ase_mlip import symmetric
-from ase_mlip.coupling import spherical_harmonics
-from ase_mlip.symmetric import path_counts, symmetric_contractions
+from ase_mlip.networks.coupling import spherical_harmonics
+from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
 
 CASES = [(0, 0, 4), (1, 0, 4), (1, 1, 4), (2, 0, 4), (2, 1, 4), (2, 2, 4), (3, 0, 4), (3, 1, 4), (3, 2, 3), (3, 3, 3)]
 

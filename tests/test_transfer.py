@@ -15,7 +15,7 @@ from toy_data import CONFIG, INFO, leaves, same_bits, toy_examples, toy_force_fi
 
 from ase_mlip.finetune import mask_optimizer_for_finetuning, transfer_params
 from ase_mlip.force_field import ForceField
-from ase_mlip.mace import Mace
+from ase_mlip.networks.mace import Mace
 from ase_mlip.training import TrainSettings, train
 
 

@@ -13,7 +13,7 @@ from conftest import random_force_field
 from ase_mlip.dataset import Example, LabelKeys, make_examples
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.force_field import ForceField
-from ase_mlip.mace import MaceConfig
+from ase_mlip.networks.mace import MaceConfig
 
 E0 = {"H": -3.0, "O": -7.0}
 CUTOFF = 4.0

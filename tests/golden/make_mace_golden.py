@@ -137,10 +137,10 @@ def our_half(folder: Path) -> None:
 
     from flax.traverse_util import flatten_dict
 
-    from ase_mlip.coupling import coupling_paths
     from ase_mlip.dataset_info import DatasetInfo, Head
-    from ase_mlip.mace import MaceConfig
-    from ase_mlip.radial import SILU_NORM
+    from ase_mlip.networks.coupling import coupling_paths
+    from ase_mlip.networks.mace import MaceConfig
+    from ase_mlip.networks.radial import SILU_NORM
 
     for name, (_, first, hidden, l_max, correlation, heads, radial) in MODELS.items():
         dump = dict(np.load(folder / f"{name}.npz"))
@@ -206,7 +206,7 @@ def _path(dump: Arrays, key: str, path: tuple[int, int, int]) -> np.ndarray:
 
 def _contractions(dump: Arrays, key: str, l_max: int, correlation: int) -> Arrays:
     """Weights of our independent polynomials, from torch's dependent ones by an exact change of basis."""
-    from ase_mlip.symmetric import path_counts, symmetric_contractions
+    from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
 
     out, size = {}, (l_max + 1) ** 2
     for ell in range(len({k for k in dump if k.startswith(f"{key}polynomial/") and k.endswith("/1")})):

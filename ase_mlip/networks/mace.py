@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ase_mlip.blocks import map_node_blocks
-from ase_mlip.coupling import coupling_paths, coupling_table, spherical_harmonics
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
-from ase_mlip.radial import bessel_basis, polynomial_cutoff, radial_network, scaled_silu
-from ase_mlip.symmetric import path_counts, symmetric_contractions
+from ase_mlip.networks.blocks import map_node_blocks
+from ase_mlip.networks.coupling import coupling_paths, coupling_table, spherical_harmonics
+from ase_mlip.networks.radial import bessel_basis, polynomial_cutoff, radial_network, scaled_silu
+from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
 
 Features = dict[int, jax.Array]  # degree l -> [nodes, 2 l + 1, channels]
 unit_normal = nn.initializers.normal(1.0)

@@ -1,0 +1,1 @@
+"""Network architectures: neighbour vectors in, node energies per head out."""
