@@ -8,6 +8,8 @@ from typing import Any
 
 from ase.data import atomic_numbers, chemical_symbols
 
+from ase_mlip.repulsion import Repulsion
+
 
 @dataclass(frozen=True)
 class Head:
@@ -20,12 +22,14 @@ class Head:
             in comparisons: force fields that differ only in them share their compiled functions.
         scale: eV per unit of the network's output.
         shift: eV per atom.
+        repulsion: how often the dataset's pair repulsion counts in this head.
     """
 
     name: str
     atomic_energies: tuple[float, ...] = field(compare=False)
     scale: float = 1.0
     shift: float = 0.0
+    repulsion: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class DatasetInfo:
         cutoff: largest neighbour distance, Angstrom.
         avg_num_neighbors: mean number of neighbours within the cutoff; normalises the sum over neighbours.
         heads: constants of each readout head; a network with more heads gives the others zero E0 and shift.
+        repulsion: constants of the pair repulsion; None if no head has one.
 
     Example:
         >>> info = DatasetInfo.create({1: -10.7, 8: -102.6}, cutoff=4.5, avg_num_neighbors=9.0)
@@ -48,6 +53,7 @@ class DatasetInfo:
     cutoff: float
     avg_num_neighbors: float
     heads: tuple[Head, ...]
+    repulsion: Repulsion | None = None
 
     def __post_init__(self) -> None:
         if not self.elements or list(self.elements) != sorted(set(self.elements)):
@@ -60,6 +66,8 @@ class DatasetInfo:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"head names {names}: give at least one, each once")
         for head in self.heads:
+            if head.repulsion and self.repulsion is None:
+                raise ValueError(f"head {head.name!r} counts a pair repulsion; give its constants in `repulsion`")
             if len(head.atomic_energies) != len(self.elements):
                 raise ValueError(
                     f"head {head.name!r} has {len(head.atomic_energies)} atomic energies for "
@@ -98,6 +106,20 @@ class DatasetInfo:
         """The same constants with other heads."""
         return replace(self, heads=tuple(heads))
 
+    def with_elements(self, elements: Iterable[int]) -> DatasetInfo:
+        """The same constants for some of the elements.
+
+        Raises:
+            ValueError: an element that is not among these.
+        """
+        kept = tuple(sorted(set(elements)))
+        unknown = [chemical_symbols[z] for z in kept if z not in self.elements]
+        if unknown:
+            raise ValueError(f"no constants for the elements {unknown}; there are {', '.join(self.symbols)}")
+        places = [self.elements.index(z) for z in kept]
+        heads = (replace(h, atomic_energies=tuple(h.atomic_energies[i] for i in places)) for h in self.heads)
+        return replace(self, elements=kept, heads=tuple(heads))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a file's header."""
         return asdict(self)
@@ -106,4 +128,11 @@ class DatasetInfo:
     def from_dict(cls, data: Mapping[str, Any]) -> DatasetInfo:
         """The inverse of `to_dict`."""
         heads = tuple(Head(**{**h, "atomic_energies": tuple(h["atomic_energies"])}) for h in data["heads"])
-        return cls(tuple(data["elements"]), data["cutoff"], data["avg_num_neighbors"], heads)
+        repulsion = data.get("repulsion")
+        return cls(
+            tuple(data["elements"]),
+            data["cutoff"],
+            data["avg_num_neighbors"],
+            heads,
+            None if repulsion is None else Repulsion(**repulsion),
+        )

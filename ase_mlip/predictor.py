@@ -13,6 +13,7 @@ import numpy as np
 
 from ase_mlip.dataset_info import DatasetInfo, Head
 from ase_mlip.graph import Graph
+from ase_mlip.repulsion import repulsion_energies
 
 Params = Mapping[str, Any]
 
@@ -115,17 +116,24 @@ class Predictor:
             per_head: also fill `head_energies`.
         """
         graph = jax.tree.map(jnp.asarray, graph)
-        dtype = graph.positions.dtype
+        info, dtype = self.network.dataset_info, graph.positions.dtype
         scale = jnp.asarray([head.scale for head in self.heads], dtype)
         shift = jnp.asarray([head.shift for head in self.heads], dtype)
         node_weights = graph.head_weights.at[graph.node_graph].get(mode="fill", fill_value=0.0)
 
         def total(vectors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             per_node = self.network.apply({"params": params}, vectors, graph) * scale + shift
+            if info.repulsion is not None:
+                distances = jnp.linalg.norm(vectors, axis=-1)
+                numbers = np.array(info.elements)
+                pairs = repulsion_energies(
+                    info.repulsion, distances, info.cutoff, numbers, graph.species, graph.neighbors
+                )
+                per_node += pairs[:, None] * jnp.asarray([head.repulsion for head in self.heads], dtype)
             nodes = jnp.sum(per_node * node_weights, axis=-1)
             return jnp.sum(nodes), (nodes, per_node)
 
-        vectors = graph.vectors(self.network.dataset_info.cutoff)
+        vectors = graph.vectors(info.cutoff)
         gradient, (nodes, per_node) = jax.grad(total, has_aux=True)(vectors)
         gradient = jnp.where(graph.slot_mask[..., None], gradient, 0.0)
         pull = jnp.zeros_like(graph.positions).at[graph.neighbors].add(gradient)

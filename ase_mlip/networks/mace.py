@@ -1,31 +1,30 @@
-"""MACE: higher-order equivariant message passing (Batatia et al., NeurIPS 2022, arXiv:2206.07697).
-
-Node features are one array per degree l, `[nodes, 2 l + 1, channels]`, channels last so that every linear map is one
-matrix product. Components follow e3nn's order and "component" normalisation; parity is always (-1)^l.
-"""
+"""MACE: higher-order equivariant message passing (Batatia et al., NeurIPS 2022, arXiv:2206.07697)."""
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from functools import reduce
-from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.data import covalent_radii
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
-from ase_mlip.networks.blocks import map_node_blocks
-from ase_mlip.networks.coupling import coupling_paths, coupling_table, spherical_harmonics
-from ase_mlip.networks.radial import bessel_basis, polynomial_cutoff, radial_network, scaled_silu
-from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
+from ase_mlip.networks.contraction import SymmetricContraction
+from ase_mlip.networks.coupling import spherical_harmonics
+from ase_mlip.networks.layers import ElementLinear, Features, Gate, Linear, unit_normal
+from ase_mlip.networks.neighbor_sum import Edges, NeighborDensity, NeighborSum
+from ase_mlip.networks.radial import agnesi_transform, bessel_basis, polynomial_cutoff, soft_transform
+from ase_mlip.networks.readout import ReadoutHead, ReadoutKind
 
-Features = dict[int, jax.Array]  # degree l -> [nodes, 2 l + 1, channels]
-unit_normal = nn.initializers.normal(1.0)
+Interaction = Literal["mean", "density", "gated"]
+FirstLayer = Literal["residual", "plain"]
+DistanceTransform = Literal["none", "agnesi", "soft"]
+Envelope = Literal["basis", "messages"]
+Readouts = Literal["every_layer", "last_layer"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,15 @@ class MaceConfig:
         readout_mlp: hidden width of the last layer's readout.
         first_layer: "residual" adds the element-dependent skip connection in the first layer too; "plain" applies the
             element-dependent map to the message instead.
+        interaction: how messages are normalised: "mean" divides by the mean number of neighbours, "density" by one plus
+            a learned count of them (MACE-MP-0b and later), "gated" by a learned multiple of it in a non-linear block
+            whose radial weights know both elements (MACE-MH).
+        edge_channels: width of the features that are sent to neighbours; `num_channels` if None.
+        distance_transform: of the argument of the radial basis, by the covalent radii of the pair.
+        envelope: whether the cutoff multiplies the radial "basis" or the "messages".
+        element_products: whether the product's weights depend on the element.
+        readouts: which layers are read out.
+        readout: kind of the last layer's readout.
         num_readout_heads: number of readout heads.
         head_names: their names; by default those of the dataset's heads, then head_1, head_2, ...
     """
@@ -57,7 +65,14 @@ class MaceConfig:
     cutoff_order: int = 5
     radial_mlp: tuple[int, ...] = (64, 64, 64)
     readout_mlp: int = 16
-    first_layer: Literal["residual", "plain"] = "residual"
+    first_layer: FirstLayer = "residual"
+    interaction: Interaction = "mean"
+    edge_channels: int | None = None
+    distance_transform: DistanceTransform = "none"
+    envelope: Envelope = "basis"
+    element_products: bool = True
+    readouts: Readouts = "every_layer"
+    readout: ReadoutKind = "mlp"
     num_readout_heads: int = 1
     head_names: tuple[str, ...] | None = None
 
@@ -78,8 +93,23 @@ class MaceConfig:
             raise ValueError(f"hidden_l_max={self.hidden_l_max}: give 0 to l_max={self.l_max}")
         if not 1 <= self.correlation <= 4:
             raise ValueError(f"correlation={self.correlation}: give 1, 2, 3 or 4")
-        if self.first_layer not in ("residual", "plain"):
-            raise ValueError(f"first_layer={self.first_layer!r}: give 'residual' or 'plain'")
+        if self.edge_channels is not None and self.edge_channels < 1:
+            raise ValueError(f"edge_channels={self.edge_channels}: give a whole number of at least 1, or None")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, choices))}")
+        if self.interaction == "gated" and (self.first_layer == "plain" or not self.radial_mlp):
+            raise ValueError("interaction='gated' needs first_layer='residual' and at least one width in radial_mlp")
+
+
+CHOICES = {
+    "first_layer": get_args(FirstLayer),
+    "interaction": get_args(Interaction),
+    "distance_transform": get_args(DistanceTransform),
+    "envelope": get_args(Envelope),
+    "readouts": get_args(Readouts),
+    "readout": get_args(ReadoutKind),
+}
 
 
 class Mace(nn.Module):
@@ -124,14 +154,10 @@ class Mace(nn.Module):
             [nodes, heads].
         """
         config, info = self.config, self.dataset_info
-        distances = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
-        harmonics = spherical_harmonics(vectors / distances[..., None], config.l_max)
-        envelope = polynomial_cutoff(distances, info.cutoff, config.cutoff_order)
-        radial = bessel_basis(distances, info.cutoff, config.num_bessel) * envelope[..., None]
-
+        edges = self._edges(vectors, graph)
         species = jax.nn.one_hot(graph.species, len(info.elements), dtype=vectors.dtype)
-        embedding = self.param("embedding", unit_normal, (len(info.elements), config.num_channels))
-        features: Features = {0: (species @ embedding / len(info.elements) ** 0.5)[:, None]}
+        embedding = self.param("element_embedding", unit_normal, (len(info.elements), config.num_channels))
+        features: Features = {0: (species @ embedding)[:, None]}
         layer_features = []
         for number in range(config.num_layers):
             last = number == config.num_layers - 1
@@ -142,10 +168,39 @@ class Mace(nn.Module):
                 residual=number > 0 or config.first_layer == "residual",
                 name=f"layer_{number}",
             )
-            features = layer(features, species, graph.neighbors, harmonics, radial)
+            features = layer(features, species, edges)
             layer_features.append(features[0][:, 0])
-        heads = [ReadoutHead(config.readout_mlp, name=f"head_{name}")(layer_features) for name in self.head_names]
+        if config.readouts == "last_layer":
+            layer_features = layer_features[-1:]
+        heads = [
+            ReadoutHead(config.readout, config.readout_mlp, name=f"head_{name}")(layer_features)
+            for name in self.head_names
+        ]
         return jnp.stack(heads, axis=-1)
+
+    @nn.nowrap
+    def _edges(self, vectors: jax.Array, graph: Graph) -> Edges:
+        """Harmonics and radial basis of all pairs, Eq. 7."""
+        config, info = self.config, self.dataset_info
+        distances = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        harmonics = spherical_harmonics(vectors / distances[..., None], config.l_max)
+        envelope = polynomial_cutoff(distances, info.cutoff, config.cutoff_order)
+        radius = jnp.asarray(covalent_radii[np.array(info.elements)], distances.dtype)[graph.species]
+        contact = radius[:, None] + radius[graph.neighbors]
+        transformed = distances
+        if config.distance_transform == "agnesi":
+            transformed = agnesi_transform(distances, contact / 2)
+        elif config.distance_transform == "soft":
+            transformed = soft_transform(distances, contact)
+        radial = bessel_basis(transformed, info.cutoff, config.num_bessel)
+        if config.envelope == "messages":
+            return Edges(graph.neighbors, graph.species, harmonics, radial, envelope)
+        radial *= envelope[..., None]
+        # biases in the radial network: what is beyond the cutoff must be cut off here
+        inside = jnp.where(distances < info.cutoff, 1.0, 0.0).astype(radial.dtype)
+        return Edges(
+            graph.neighbors, graph.species, harmonics, radial, inside if config.interaction == "gated" else None
+        )
 
 
 class MaceLayer(nn.Module):
@@ -157,159 +212,45 @@ class MaceLayer(nn.Module):
     residual: bool
 
     @nn.compact
-    def __call__(
-        self, features: Features, species: jax.Array, neighbors: jax.Array, harmonics: jax.Array, radial: jax.Array
-    ) -> Features:
+    def __call__(self, features: Features, species: jax.Array, edges: Edges) -> Features:
         """Features of the next layer; `species` is one-hot [nodes, elements]."""
         config = self.config
         channels = config.num_channels
-        message = NeighborSum(config, name="neighbor_sum")(
-            Linear(channels, name="linear_up")(features), neighbors, harmonics, radial
-        )
-        message = Linear(channels, name="linear_message")(message)
-        message = {ell: x / self.avg_num_neighbors for ell, x in message.items()}
-        if self.residual:
-            kept = {ell: x for ell, x in features.items() if ell <= self.hidden_l_max}
-            skip = ElementLinear(channels, name="skip")(kept, species)
+        kept = {ell: x for ell, x in features.items() if ell <= self.hidden_l_max}
+        sent = Linear(config.edge_channels or channels, name="linear_up")(features)
+        skip: Features = {}
+        if config.interaction == "gated":
+            message, skip = self._gated_message(sent, species, edges), Linear(channels, name="skip")(kept)
         else:
-            message, skip = ElementLinear(channels, name="skip")(message, species), {}
-        products = SymmetricContraction(config.l_max, self.hidden_l_max, config.correlation, name="contraction")(
-            jnp.concatenate([message[ell] for ell in range(config.l_max + 1)], axis=1), species
+            message = NeighborSum(config.l_max, config.radial_mlp, name="neighbor_sum")(sent, edges)
+            message = Linear(channels, name="linear_message")(message)
+            count: jax.Array | float = self.avg_num_neighbors
+            if config.interaction == "density":
+                count = 1 + NeighborDensity(name="density")(edges)
+            message = {ell: x / count for ell, x in message.items()}
+            if self.residual:
+                skip = ElementLinear(channels, name="skip")(kept, species)
+            else:
+                message = ElementLinear(channels, name="skip")(message, species)
+        contraction = SymmetricContraction(
+            config.l_max, self.hidden_l_max, config.correlation, config.element_products, name="contraction"
         )
+        products = contraction(jnp.concatenate([message[ell] for ell in range(config.l_max + 1)], axis=1), species)
         products = Linear(channels, name="linear_product")(products)
         return {ell: x + skip[ell] if ell in skip else x for ell, x in products.items()}
 
-
-class NeighborSum(nn.Module):
-    """Sum over neighbours of radial weight x features x spherical harmonics, coupled to each degree: Eq. 8."""
-
-    config: MaceConfig
-
-    @nn.compact
-    def __call__(self, features: Features, neighbors: jax.Array, harmonics: jax.Array, radial: jax.Array) -> Features:
-        """Message of each degree, [nodes, 2 l + 1, paths * channels], before it is mixed and normalised."""
-        config, slots = self.config, neighbors.shape[1]
-        paths = coupling_paths(tuple(features), config.l_max)
-        widths = (radial.shape[-1], *config.radial_mlp)
-        hidden = [self.param(f"radial_{number}", unit_normal, shape) for number, shape in enumerate(pairwise(widths))]
-        output = self.param("radial_output", unit_normal, (widths[-1], len(paths), config.num_channels))
-
-        couplings, edge_widths = coupling_table(tuple(paths), config.l_max)
-
-        def sum_neighbors(arrays: tuple[Features, jax.Array, jax.Array]) -> jax.Array:
-            gathered, harmonics, radial = arrays
-            # Couple the harmonics first: they carry no channels. The sum over neighbours is then a matrix product.
-            coupled = jnp.split(harmonics @ jnp.asarray(couplings, harmonics.dtype), edge_widths, axis=-1)
-            messages = []
-            for (l_feature, _, l_out), weight, edge in zip(
-                paths, radial_network(radial, hidden, output), coupled, strict=True
-            ):
-                edge = edge.reshape(*edge.shape[:2], 2 * l_feature + 1, 2 * l_out + 1)
-                messages.append(jnp.einsum("nkam,nkac->nmc", edge, weight[:, :, None] * gathered[l_feature]))
-            return jnp.concatenate(messages, axis=1)
-
-        gathered = {ell: x[neighbors] for ell, x in features.items()}  # [nodes, slots, 2 l + 1, channels]
-        block = max(1, 32768 // (max(slots, 1) * config.num_channels))
-        summed = map_node_blocks(sum_neighbors, (gathered, harmonics, radial), block)
-        by_path = jnp.split(summed, np.cumsum([2 * path[2] + 1 for path in paths])[:-1], axis=1)
-        messages: dict[int, list[jax.Array]] = {}
-        for (_, _, l_out), message in zip(paths, by_path, strict=True):
-            messages.setdefault(l_out, []).append(message)
-        return {ell: jnp.concatenate(messages[ell], axis=-1) for ell in sorted(messages)}
+    def _gated_message(self, sent: Features, species: jax.Array, edges: Edges) -> Features:
+        """The non-linear block of MACE-MH (arXiv:2510.25380): element-dependent radial weights, residual, gate."""
+        config, elements = self.config, species.shape[-1]
+        channels, scalars = config.num_channels, config.num_channels * (1 + config.l_max)
+        message = NeighborSum(config.l_max, config.radial_mlp, elements, name="neighbor_sum")(sent, edges)
+        message = Linear(channels, scalars, name="linear_message")(message)
+        density = NeighborDensity((GATED_DENSITY_WIDTH,), elements, name="density")(edges)
+        alpha = self.param("alpha", nn.initializers.constant(self.avg_num_neighbors), ())
+        beta = self.param("beta", nn.initializers.zeros, ())
+        own = Linear(channels, scalars, name="linear_residual")(sent)
+        message = {ell: x / (alpha + beta * density) + own.get(ell, 0.0) for ell, x in message.items()}
+        return Linear(channels, name="linear_gated")(Gate(channels)(message))
 
 
-class SymmetricContraction(nn.Module):
-    """Element-weighted equivariant polynomials of the density A: Eqs. 10 and 11 (see `symmetric.py`)."""
-
-    l_max: int
-    l_out: int
-    correlation: int
-
-    @nn.compact
-    def __call__(self, density: jax.Array, species: jax.Array) -> Features:
-        """[nodes, (l_max + 1)^2, channels] -> features up to `l_out`."""
-        channels, elements = density.shape[-1], species.shape[-1]
-        tables, sizes = [], []
-        for ell in range(self.l_out + 1):
-            counts = path_counts(self.l_max, ell, self.correlation)
-            widths = np.concatenate([np.full(count, 1.0 / count) for count in counts if count])
-            weights = self.param(f"degree_{ell}", _scaled_normal(widths), (elements, len(widths), channels))
-            for contraction in symmetric_contractions(self.l_max, ell, self.correlation):
-                coefficients = jnp.asarray(contraction.coefficients, density.dtype)
-                tables.append((contraction.factors, jnp.einsum("zpc,pt->ztc", weights, coefficients)))
-            sizes.append(2 * ell + 1)
-
-        def contract(arrays: tuple[jax.Array, jax.Array]) -> jax.Array:
-            density, species = arrays
-            extended = jnp.concatenate([density, jnp.ones_like(density[:, :1])], axis=1)
-            components = []
-            for factors, table in tables:
-                products = reduce(operator.mul, (extended[:, column] for column in factors.T))
-                components.append(jnp.sum(products * jnp.einsum("nz,ztc->ntc", species, table), axis=1))
-            return jnp.stack(components, axis=1)
-
-        out = map_node_blocks(contract, (density, species), max(1, 1024 // channels))
-        return dict(enumerate(jnp.split(out, np.cumsum(sizes)[:-1], axis=1)))
-
-
-class Linear(nn.Module):
-    """Equivariant linear map: mixes the channels of each degree, scaled by 1 / sqrt(inputs)."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, features: Features) -> Features:
-        """[nodes, 2 l + 1, inputs] -> [nodes, 2 l + 1, channels]."""
-        out = {}
-        for ell, x in features.items():
-            kernel = self.param(f"degree_{ell}", unit_normal, (x.shape[-1], self.channels))
-            out[ell] = x @ (kernel / x.shape[-1] ** 0.5)
-        return out
-
-
-class ElementLinear(nn.Module):
-    """Equivariant linear map with one matrix per element, scaled by 1 / sqrt(inputs * elements)."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, features: Features, species: jax.Array) -> Features:
-        """[nodes, 2 l + 1, inputs] and one-hot [nodes, elements] -> [nodes, 2 l + 1, channels]."""
-        out = {}
-        elements = species.shape[-1]
-        for ell, x in features.items():
-            kernel = self.param(f"degree_{ell}", unit_normal, (elements, x.shape[-1], self.channels))
-            expanded = jnp.einsum("nmc,nz->nmzc", x, species).reshape(*x.shape[:2], -1)
-            out[ell] = expanded @ (kernel / (x.shape[-1] * elements) ** 0.5).reshape(-1, self.channels)
-        return out
-
-
-class ReadoutHead(nn.Module):
-    """Node energies of one head: linear readouts of all layers but the last, a one-layer network for the last (Eq. 12).
-
-    The parameters that act last are named `output`: with those at zero, the head is silent but can be trained.
-    """
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, layer_features: list[jax.Array]) -> jax.Array:
-        """Invariant features of each layer, [nodes, channels] -> [nodes]."""
-        *earlier, last = layer_features
-        energy = jnp.zeros_like(last[:, 0])
-        for number, x in enumerate(earlier):
-            output = self.param(f"layer_{number}_output", unit_normal, (x.shape[-1],))
-            energy += x @ (output / x.shape[-1] ** 0.5)
-        kernel = self.param(f"layer_{len(earlier)}_hidden", unit_normal, (last.shape[-1], self.hidden))
-        output = self.param(f"layer_{len(earlier)}_output", unit_normal, (self.hidden,))
-        hidden = scaled_silu(last @ (kernel / last.shape[-1] ** 0.5))
-        return energy + hidden @ (output / self.hidden**0.5)
-
-
-def _scaled_normal(widths: np.ndarray) -> nn.initializers.Initializer:
-    """Normal weights with the standard deviation `widths` along the second axis."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        return jax.random.normal(key, shape, dtype) * jnp.asarray(widths, dtype)[None, :, None]
-
-    return init
+GATED_DENSITY_WIDTH = 64

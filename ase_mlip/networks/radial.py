@@ -1,19 +1,25 @@
-"""Radial functions: Bessel basis, polynomial cutoff, and the network that turns them into path weights."""
+"""Radial functions: distance transforms, Bessel basis, and the networks that turn them into path weights."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-# 1 / sqrt(E[silu(z)^2]) for normal z: keeps the second moment at one through an activation.
+# 1 / sqrt(E[f(z)^2]) for normal z: keeps the second moment at one through an activation f.
 SILU_NORM = 1.6765324703310907
+SIGMOID_NORM = 1.8462285453387506
+AGNESI = (1.0805, 0.9183, 4.5791)  # a, q, p of all published models
+SOFT_STEEPNESS = 4.0
 
 
 def scaled_silu(x: jax.Array) -> jax.Array:
     """SiLU scaled to unit second moment for a unit normal argument."""
     return SILU_NORM * jax.nn.silu(x)
+
+
+def scaled_sigmoid(x: jax.Array) -> jax.Array:
+    """Sigmoid scaled to unit second moment for a unit normal argument."""
+    return SIGMOID_NORM * jax.nn.sigmoid(x)
 
 
 def bessel_basis(distances: jax.Array, cutoff: float, count: int) -> jax.Array:
@@ -30,7 +36,7 @@ def bessel_basis(distances: jax.Array, cutoff: float, count: int) -> jax.Array:
     return (2 / cutoff) ** 0.5 * jnp.sin(n * (jnp.pi / cutoff) * r) / r
 
 
-def polynomial_cutoff(distances: jax.Array, cutoff: float, order: int) -> jax.Array:
+def polynomial_cutoff(distances: jax.Array, cutoff: jax.Array | float, order: int) -> jax.Array:
     """Envelope 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), x = r/c (arXiv:2003.03123, Eq. 8).
 
     It falls to zero at the cutoff with two continuous derivatives, and is exactly zero from there on.
@@ -40,20 +46,31 @@ def polynomial_cutoff(distances: jax.Array, cutoff: float, order: int) -> jax.Ar
     return jnp.where(x < 1, inside, 0.0)
 
 
-def radial_network(features: jax.Array, hidden: Sequence[jax.Array], output: jax.Array) -> list[jax.Array]:
-    """Bias-free network from radial features to one weight per coupling path and channel.
-
-    Without biases it maps zero to zero, so that messages vanish smoothly at the cutoff.
+def agnesi_transform(distances: jax.Array, scale: jax.Array) -> jax.Array:
+    """1 / (1 + a x^q / (1 + x^(q - p))), x = r / scale (ACEpotentials.jl, doi:10.1063/5.0158783).
 
     Args:
-        features: [..., basis].
-        hidden: kernels [inputs, outputs].
-        output: kernel [inputs, paths, channels].
-
-    Returns:
-        One [..., channels] per path; separate arrays, because slices of one large array are slow.
+        distances: [...] Angstrom, positive.
+        scale: [...] Angstrom, half the sum of the covalent radii.
     """
-    x = features
-    for kernel in hidden:
-        x = scaled_silu(x @ (kernel / x.shape[-1] ** 0.5))
-    return [x @ (output[:, path] / x.shape[-1] ** 0.5) for path in range(output.shape[1])]
+    a, q, p = AGNESI
+    x = distances / scale
+    return 1 / (1 + a * x**q / (1 + x ** (q - p)))
+
+
+def soft_transform(distances: jax.Array, contact: jax.Array) -> jax.Array:
+    """Distances that level off smoothly below 3/4 of the contact distance, as MACE's "Soft" option defines them.
+
+    Args:
+        distances: [...] Angstrom.
+        contact: [...] Angstrom, the sum of the covalent radii.
+    """
+    low, high = 0.75 * contact, 4 / 3 * contact
+    switch = jax.nn.sigmoid(2 * SOFT_STEEPNESS / (high - low) * (distances - 0.5 * (low + high)))
+    return low + (distances - low) * switch
+
+
+def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
+    """Zero mean and unit variance along the last axis, then an affine map (arXiv:1607.06450)."""
+    centered = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.mean(centered**2, axis=-1, keepdims=True) + 1e-5) * gain + bias

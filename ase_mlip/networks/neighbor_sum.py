@@ -1,0 +1,143 @@
+"""The sum over neighbours: radial weight x features x spherical harmonics, coupled to each degree (Eq. 8 of MACE)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ase_mlip.networks.blocks import map_node_blocks
+from ase_mlip.networks.coupling import coupling_paths, coupling_table
+from ase_mlip.networks.layers import Features, unit_normal
+from ase_mlip.networks.radial import layer_norm, scaled_silu
+
+RadialInputs = tuple[jax.Array, ...]  # each [nodes, ...]
+
+
+class Edges(NamedTuple):
+    """What a layer knows of the pairs of a node and its neighbours."""
+
+    neighbors: jax.Array  # [nodes, slots] index of the neighbouring node
+    species: jax.Array  # [nodes] index of the element
+    harmonics: jax.Array  # [nodes, slots, (l_max + 1)^2]
+    radial: jax.Array  # [nodes, slots, basis]
+    envelope: jax.Array | None  # [nodes, slots] factor of every message; None where `radial` makes them vanish
+
+
+class NeighborSum(nn.Module):
+    """Messages of each node from its neighbours.
+
+    Attributes:
+        l_max: highest degree of the output.
+        radial_mlp: hidden widths of the radial network.
+        elements: number of elements if the radial network is to know both atoms' elements, see `RadialNetwork`.
+    """
+
+    l_max: int
+    radial_mlp: tuple[int, ...]
+    elements: int | None = None
+
+    @nn.compact
+    def __call__(self, features: Features, edges: Edges) -> Features:
+        """Message of each degree, [nodes, 2 l + 1, paths * channels], before it is mixed and normalised."""
+        channels, slots = features[0].shape[-1], edges.neighbors.shape[1]
+        paths = coupling_paths(tuple(features), self.l_max)
+        couplings, edge_widths = coupling_table(tuple(paths), self.l_max)
+        inputs, radial_weights = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(
+            edges
+        )
+
+        def sum_neighbors(arrays: tuple[Features, jax.Array, RadialInputs]) -> jax.Array:
+            gathered, harmonics, inputs = arrays
+            # Couple the harmonics first: they carry no channels. The sum over neighbours is then a matrix product.
+            coupled = jnp.split(harmonics @ jnp.asarray(couplings, harmonics.dtype), edge_widths, axis=-1)
+            messages = []
+            for (l_feature, _, l_out), weight, edge in zip(paths, radial_weights(inputs), coupled, strict=True):
+                edge = edge.reshape(*edge.shape[:2], 2 * l_feature + 1, 2 * l_out + 1)
+                messages.append(jnp.einsum("nkam,nkac->nmc", edge, weight[:, :, None] * gathered[l_feature]))
+            return jnp.concatenate(messages, axis=1)
+
+        gathered = {ell: x[edges.neighbors] for ell, x in features.items()}  # [nodes, slots, 2 l + 1, channels]
+        harmonics = edges.harmonics if edges.envelope is None else edges.harmonics * edges.envelope[..., None]
+        block = max(1, 32768 // (max(slots, 1) * channels))
+        summed = map_node_blocks(sum_neighbors, (gathered, harmonics, inputs), block)
+        by_path = jnp.split(summed, np.cumsum([2 * path[2] + 1 for path in paths])[:-1], axis=1)
+        messages: dict[int, list[jax.Array]] = {}
+        for (_, _, l_out), message in zip(paths, by_path, strict=True):
+            messages.setdefault(l_out, []).append(message)
+        return {ell: jnp.concatenate(messages[ell], axis=-1) for ell in sorted(messages)}
+
+
+class NeighborDensity(nn.Module):
+    """A smooth count of each node's neighbours: the sum of tanh(f^2), f a radial network with one output."""
+
+    radial_mlp: tuple[int, ...] = ()
+    elements: int | None = None
+
+    @nn.compact
+    def __call__(self, edges: Edges) -> jax.Array:
+        """Density [nodes, 1, 1]."""
+        inputs, radial_weights = RadialNetwork(self.radial_mlp, 1, 1, self.elements, name="radial")(edges)
+        counts = jnp.tanh(radial_weights(inputs)[0][..., 0] ** 2)
+        if edges.envelope is not None:
+            counts *= edges.envelope
+        return jnp.sum(counts, axis=1)[:, None, None]
+
+
+class RadialNetwork(nn.Module):
+    """Network from the radial basis to one weight per coupling path and channel.
+
+    Without `elements` it has no biases and maps zero to zero, so that messages vanish smoothly at the cutoff. With
+    them, each pair of elements shifts the first layer, and biases and layer normalisation are used (as eSEN does,
+    arXiv:2502.12147): what it feeds must be multiplied by an envelope.
+    """
+
+    hidden: tuple[int, ...]
+    paths: int
+    channels: int
+    elements: int | None
+
+    @nn.compact
+    def __call__(self, edges: Edges) -> tuple[RadialInputs, Callable[[RadialInputs], list[jax.Array]]]:
+        """The arrays [nodes, ...] to evaluate it on, and a pure function of any of their rows.
+
+        The function returns one [..., channels] per path; separate arrays, because slices of a large one are slow.
+        """
+        widths = (edges.radial.shape[-1], *self.hidden)
+        kernels = [
+            self.param(f"layer_{number}", unit_normal, shape) / shape[0] ** 0.5
+            for number, shape in enumerate(pairwise(widths))
+        ]
+        output = self.param("output", unit_normal, (widths[-1], self.paths, self.channels)) / widths[-1] ** 0.5
+        by_path = [output[:, path] for path in range(self.paths)]
+        if self.elements is None:
+
+            def plain(inputs: RadialInputs) -> list[jax.Array]:
+                (x,) = inputs
+                for kernel in kernels:
+                    x = scaled_silu(x @ kernel)
+                return [x @ kernel for kernel in by_path]
+
+            return (edges.radial,), plain
+
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        tables = [self.param(f"element_{role}", zeros, (self.elements, widths[1])) for role in ("neighbor", "center")]
+        biases = [jnp.zeros(())] + [self.param(f"bias_{n}", zeros, (width,)) for n, width in enumerate(widths[2:], 1)]
+        gains = [self.param(f"norm_gain_{n}", ones, (width,)) for n, width in enumerate(widths[1:])]
+        offsets = [self.param(f"norm_bias_{n}", zeros, (width,)) for n, width in enumerate(widths[1:])]
+        constants = self.param("output_bias", zeros, (self.paths, self.channels))
+
+        def knowing_elements(inputs: RadialInputs) -> list[jax.Array]:
+            x, pair = inputs
+            for kernel, bias, gain, offset in zip(kernels, biases, gains, offsets, strict=True):
+                x = jax.nn.silu(layer_norm(x @ kernel + bias + pair, gain, offset))
+                pair = jnp.zeros((), x.dtype)
+            return [x @ kernel + constant for kernel, constant in zip(by_path, constants, strict=True)]
+
+        pairs = tables[0][edges.species][edges.neighbors] + tables[1][edges.species][:, None]
+        return (edges.radial, pairs), knowing_elements

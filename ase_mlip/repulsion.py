@@ -1,0 +1,66 @@
+"""Ziegler-Biersack-Littmark pair repulsion, for any architecture: keeps atoms apart where training data are silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.data import covalent_radii
+
+from ase_mlip.networks.radial import polynomial_cutoff
+
+# Universal screening function: weights and inverse lengths (Ziegler, Biersack, Littmark 1985).
+SCREENING = ((0.1818, 3.2), (0.5099, 0.9423), (0.2802, 0.4028), (0.02817, 0.2016))
+COULOMB = 14.3996  # e^2 / (4 pi eps0), eV Angstrom
+BOHR = 0.529  # Angstrom, to the digits that published models use
+
+
+@dataclass(frozen=True)
+class Repulsion:
+    """Constants of the screened nuclear repulsion COULOMB Z_i Z_j / r phi(r / a), a = prefactor BOHR / sum Z^exponent.
+
+    It ends with a polynomial cutoff where the covalent radii touch.
+
+    Attributes:
+        order: p of the polynomial cutoff.
+        prefactor: of the screening length.
+        exponent: of the nuclear charges in the screening length.
+    """
+
+    order: int = 6
+    prefactor: float = 0.4543
+    exponent: float = 0.3
+
+
+def repulsion_energies(
+    repulsion: Repulsion,
+    distances: jax.Array,
+    cutoff: float,
+    numbers: np.ndarray,
+    species: jax.Array,
+    neighbors: jax.Array,
+) -> jax.Array:
+    """Half of each pair's repulsion, summed over the neighbours of each node.
+
+    Args:
+        repulsion: the constants.
+        distances: [nodes, slots] Angstrom; what is not closer than `cutoff` counts nothing.
+        cutoff: of the network, Angstrom.
+        numbers: [elements] atomic numbers.
+        species: [nodes] index into `numbers`.
+        neighbors: [nodes, slots] index of the neighbouring node.
+
+    Returns:
+        [nodes] eV.
+    """
+    dtype = distances.dtype
+    charge = jnp.asarray(numbers, dtype)[species]
+    power = jnp.asarray(np.power(numbers.astype(float), repulsion.exponent), dtype)[species]
+    radius = jnp.asarray(covalent_radii[numbers], dtype)[species]
+    length = repulsion.prefactor * BOHR / (power[:, None] + power[neighbors])
+    screening = sum(weight * jnp.exp(-rate * distances / length) for weight, rate in SCREENING)
+    pairs = COULOMB * charge[:, None] * charge[neighbors] / distances * screening
+    envelope = polynomial_cutoff(distances, radius[:, None] + radius[neighbors], repulsion.order)
+    return 0.5 * jnp.sum(jnp.where(distances < cutoff, pairs * envelope, 0.0), axis=1)
