@@ -154,7 +154,7 @@ class NequipLayer(nn.Module):
         self, features: Features, species: jax.Array, neighbors: jax.Array, harmonics: jax.Array, radial: jax.Array
     ) -> Features:
         """Features of the next layer; `species` is one-hot [nodes, elements]."""
-        config, elements = self.config, species.shape[-1]
+        config = self.config
         kept = config.channels[:1] if self.last else config.channels
         widths = (kept[0] + sum(kept[1:]), *kept[1:])  # scalars carry a gate for each channel of higher degree
         if self.first:
@@ -200,9 +200,7 @@ class NeighborSum(nn.Module):
             self.param(f"radial_{number}", nn.initializers.normal(RADIAL_GAIN / shape[0] ** 0.5), shape)
             for number, shape in enumerate(pairwise(widths))
         ]
-        output = self.param(
-            "radial_output", nn.initializers.normal(widths[-1] ** -0.5), (widths[-1], sum(channels))
-        )
+        output = self.param("radial_output", nn.initializers.normal(widths[-1] ** -0.5), (widths[-1], sum(channels)))
         by_path = jnp.split(output, list(accumulate(channels))[:-1], axis=-1)
         couplings, edge_widths = coupling_table(tuple(paths), self.l_max)
 
@@ -274,7 +272,9 @@ class LayerNorm(nn.Module):
         square = sum(jnp.sum(x**2, axis=(1, 2), keepdims=True) / x.shape[1] ** 2 for x in features.values())
         factor = jax.lax.rsqrt(square / len(features) + NORM_EPSILON)
         # At the start each channel has mean square one, as everywhere else in a random network.
-        start = nn.initializers.constant((sum(x.shape[2] / x.shape[1] for x in features.values()) / len(features)) ** 0.5)
+        start = nn.initializers.constant(
+            (sum(x.shape[2] / x.shape[1] for x in features.values()) / len(features)) ** 0.5
+        )
         gains = {ell: self.param(f"degree_{ell}", start, x.shape[-1:]) for ell, x in features.items()}
         return {ell: x * gains[ell] * factor for ell, x in features.items()}
 
