@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -212,11 +213,14 @@ def _channels(irreps: Any) -> tuple[int, ...]:
 
 def _record_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of the record that begins here."""
-    if npy.read_magic(stream) != (1, 0):
-        raise ValueError("not version 1.0 of the format")
-    shape, fortran_order, dtype = npy.read_array_header_1_0(stream)
+    try:
+        if npy.read_magic(stream) != (1, 0):
+            raise ValueError("not version 1.0 of the .npy format")
+        shape, fortran_order, dtype = npy.read_array_header_1_0(stream)
+    except (ValueError, SyntaxError, TokenError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
     if fortran_order and len(shape) > 1:
-        raise ValueError("Fortran order")
+        raise ValueError("an array in Fortran order")
     return shape, dtype
 
 
@@ -228,8 +232,8 @@ def _read_record(stream: BinaryIO, leaf: Leaf) -> np.ndarray:
     stream.seek(rest)
     try:
         shape, dtype = _record_header(stream)
-    except (ValueError, SyntaxError, EOFError) as error:
-        raise ValueError(f"is truncated or damaged at {leaf.name}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise ValueError(f"is truncated or damaged at {leaf.name}: {error}") from error
     if shape != leaf.shape or dtype.str not in ("<f4", "<f8"):
         raise ValueError(
             f"has an array {shape} of type {dtype.str} for {leaf.name}; "
@@ -251,7 +255,7 @@ def _check_end(stream: BinaryIO, count: int) -> None:
         stream = io.BytesIO(rest)
         try:
             shape, dtype = _record_header(stream)
-        except (ValueError, SyntaxError, EOFError) as error:
+        except ValueError as error:
             raise ValueError(f"has unknown content after its {count} arrays; copy or download it again") from error
         if shape or dtype.hasobject or len(stream.read(dtype.itemsize)) < dtype.itemsize:
             raise ValueError(f"has more than the {count} arrays that its hyper-parameters call for")
