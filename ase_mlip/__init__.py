@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ase_mlip.graph import Graph
     from ase_mlip.model_file import ModelFileError
     from ase_mlip.networks.mace import Mace, MaceConfig
+    from ase_mlip.networks.nequip import Nequip, NequipConfig
     from ase_mlip.predictor import Prediction, Predictor
     from ase_mlip.training import TrainSettings
 
@@ -32,6 +33,7 @@ _HOMES = {
     "from_scratch": ("train_from_scratch",),
     "graph": ("Graph",),
     "networks.mace": ("Mace", "MaceConfig"),
+    "networks.nequip": ("Nequip", "NequipConfig"),
     "model_file": ("ModelFileError",),
     "predictor": ("Prediction", "Predictor"),
     "training": ("TrainSettings",),
@@ -51,6 +53,8 @@ __all__ = [
     "Mace",
     "MaceConfig",
     "ModelFileError",
+    "Nequip",
+    "NequipConfig",
     "Prediction",
     "Predictor",
     "TrainSettings",

@@ -23,10 +23,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.networks.mace import Mace
+from ase_mlip.networks.nequip import Nequip
 from ase_mlip.predictor import Network, Params, Predictor
 
 FORMAT_VERSION = 1
-ARCHITECTURES: dict[str, Any] = {"Mace": Mace}
+ARCHITECTURES: dict[str, Any] = {"Mace": Mace, "Nequip": Nequip}
 _KEY = "ase_mlip"
 
 

@@ -1,0 +1,1 @@
+"""Readers of the model files of other packages: each turns one published format into a `ForceField`."""
