@@ -70,6 +70,19 @@ class Gate(nn.Module):
         return {0: scaled_silu(scalars)} | gated
 
 
+class ElementGate(nn.Module):
+    """Each channel of each degree times an element-dependent affine function of the node's scalars (mlip)."""
+
+    @nn.compact
+    def __call__(self, features: Features, species: jax.Array) -> Features:
+        """Features of equal width and one-hot [nodes, elements] -> features of the same shape."""
+        width = features[0].shape[-1] * len(features)
+        bias = self.param("element_bias", unit_normal, (species.shape[-1], width))
+        gates = ElementLinear(width, name="kernel")({0: features[0]}, species)[0] + (species @ bias)[:, None]
+        by_degree = jnp.split(gates, len(features), axis=-1)
+        return {ell: features[ell] * gate for ell, gate in zip(sorted(features), by_degree, strict=True)}
+
+
 def spread_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Normal weights that shrink with the number of elements, the first axis."""
     return jax.random.normal(key, shape, dtype) / shape[0] ** 0.5

@@ -15,9 +15,9 @@ from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
 from ase_mlip.networks.contraction import SymmetricContraction
 from ase_mlip.networks.coupling import spherical_harmonics
-from ase_mlip.networks.layers import ElementLinear, Features, Gate, Linear, unit_normal
+from ase_mlip.networks.layers import ElementGate, ElementLinear, Features, Gate, Linear, unit_normal
 from ase_mlip.networks.neighbor_sum import Edges, NeighborDensity, NeighborSum
-from ase_mlip.networks.radial import agnesi_transform, bessel_basis, polynomial_cutoff, soft_transform
+from ase_mlip.networks.radial import CutoffFunction, agnesi_transform, bessel_basis, cutoff_envelope, soft_transform
 from ase_mlip.networks.readout import ReadoutHead, ReadoutKind
 
 Interaction = Literal["mean", "density", "gated"]
@@ -38,6 +38,7 @@ class MaceConfig:
         hidden_l_max: highest degree L of the features passed between layers.
         correlation: body order of the product minus one, 1 to 4.
         num_bessel: radial basis functions.
+        cutoff_function: shape of the envelope.
         cutoff_order: p of the polynomial cutoff.
         radial_mlp: hidden widths of the radial network.
         readout_mlp: hidden width of the last layer's readout.
@@ -50,6 +51,9 @@ class MaceConfig:
         distance_transform: of the argument of the radial basis, by the covalent radii of the pair.
         envelope: whether the cutoff multiplies the radial "basis" or the "messages".
         element_products: whether the product's weights depend on the element.
+        gated_products: whether an element-dependent gate follows the product (mlip's "gate_nodes").
+        pair_embedding: width of an embedding of the elements, which scales the radial weights by a network of both
+            atoms' embeddings and their product (mlip's "species_embedding_dim"); none if None.
         readouts: which layers are read out.
         readout: kind of the last layer's readout.
         num_readout_heads: number of readout heads.
@@ -62,6 +66,7 @@ class MaceConfig:
     hidden_l_max: int = 1
     correlation: int = 3
     num_bessel: int = 8
+    cutoff_function: CutoffFunction = "polynomial"
     cutoff_order: int = 5
     radial_mlp: tuple[int, ...] = (64, 64, 64)
     readout_mlp: int = 16
@@ -71,6 +76,8 @@ class MaceConfig:
     distance_transform: DistanceTransform = "none"
     envelope: Envelope = "basis"
     element_products: bool = True
+    gated_products: bool = False
+    pair_embedding: int | None = None
     readouts: Readouts = "every_layer"
     readout: ReadoutKind = "mlp"
     num_readout_heads: int = 1
@@ -93,8 +100,10 @@ class MaceConfig:
             raise ValueError(f"hidden_l_max={self.hidden_l_max}: give 0 to l_max={self.l_max}")
         if not 1 <= self.correlation <= 4:
             raise ValueError(f"correlation={self.correlation}: give 1, 2, 3 or 4")
-        if self.edge_channels is not None and self.edge_channels < 1:
-            raise ValueError(f"edge_channels={self.edge_channels}: give a whole number of at least 1, or None")
+        for name in ("edge_channels", "pair_embedding"):
+            width = getattr(self, name)
+            if width is not None and width < 1:
+                raise ValueError(f"{name}={width}: give a whole number of at least 1, or None")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, choices))}")
@@ -106,6 +115,7 @@ CHOICES = {
     "first_layer": get_args(FirstLayer),
     "interaction": get_args(Interaction),
     "distance_transform": get_args(DistanceTransform),
+    "cutoff_function": get_args(CutoffFunction),
     "envelope": get_args(Envelope),
     "readouts": get_args(Readouts),
     "readout": get_args(ReadoutKind),
@@ -155,6 +165,10 @@ class Mace(nn.Module):
         """
         config, info = self.config, self.dataset_info
         edges = self._edges(vectors, graph)
+        if config.pair_embedding is not None:
+            table = self.param("element_pair_embedding", unit_normal, (len(info.elements), config.pair_embedding))
+            neighbor, center = jnp.broadcast_arrays(table[:, None], table[None])
+            edges = edges._replace(pairs=jnp.concatenate([neighbor, center, neighbor * center], axis=-1))
         species = jax.nn.one_hot(graph.species, len(info.elements), dtype=vectors.dtype)
         embedding = self.param("element_embedding", unit_normal, (len(info.elements), config.num_channels))
         features: Features = {0: (species @ embedding)[:, None]}
@@ -184,7 +198,7 @@ class Mace(nn.Module):
         config, info = self.config, self.dataset_info
         distances = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
         harmonics = spherical_harmonics(vectors / distances[..., None], config.l_max)
-        envelope = polynomial_cutoff(distances, info.cutoff, config.cutoff_order)
+        envelope = cutoff_envelope(config.cutoff_function, distances, info.cutoff, config.cutoff_order)
         radius = jnp.asarray(covalent_radii[np.array(info.elements)], distances.dtype)[graph.species]
         contact = radius[:, None] + radius[graph.neighbors]
         transformed = distances
@@ -236,6 +250,8 @@ class MaceLayer(nn.Module):
             config.l_max, self.hidden_l_max, config.correlation, config.element_products, name="contraction"
         )
         products = contraction(jnp.concatenate([message[ell] for ell in range(config.l_max + 1)], axis=1), species)
+        if config.gated_products:
+            products = ElementGate(name="gate")(products, species)
         products = Linear(channels, name="linear_product")(products)
         return {ell: x + skip[ell] if ell in skip else x for ell, x in products.items()}
 

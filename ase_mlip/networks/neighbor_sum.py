@@ -17,6 +17,7 @@ from ase_mlip.networks.layers import Features, unit_normal
 from ase_mlip.networks.radial import layer_norm, scaled_silu
 
 RadialInputs = tuple[jax.Array, ...]  # each [nodes, ...]
+PAIR_MLP = (64, 64, 64)  # hidden widths of `PairScales`
 
 
 class Edges(NamedTuple):
@@ -27,10 +28,13 @@ class Edges(NamedTuple):
     harmonics: jax.Array  # [nodes, slots, (l_max + 1)^2]
     radial: jax.Array  # [nodes, slots, basis]
     envelope: jax.Array | None  # [nodes, slots] factor of every message; None where `radial` makes them vanish
+    pairs: jax.Array | None = None  # [elements, elements, features] of each (neighbour, centre), for `PairScales`
 
 
 class NeighborSum(nn.Module):
     """Messages of each node from its neighbours.
+
+    With `Edges.pairs`, each pair of elements scales the radial weights.
 
     Attributes:
         l_max: highest degree of the output.
@@ -51,13 +55,20 @@ class NeighborSum(nn.Module):
         inputs, radial_weights = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(
             edges
         )
+        scales: list[jax.Array] | None = None
+        pair: jax.Array | None = None
+        if edges.pairs is not None:
+            scales = PairScales(len(paths), channels, name="pair")(edges.pairs)
+            pair = edges.species[edges.neighbors] * len(edges.pairs) + edges.species[:, None]
 
-        def sum_neighbors(arrays: tuple[Features, jax.Array, RadialInputs]) -> jax.Array:
-            gathered, harmonics, inputs = arrays
+        def sum_neighbors(arrays: tuple[Features, jax.Array, RadialInputs, jax.Array | None]) -> jax.Array:
+            gathered, harmonics, inputs, pair = arrays
             # Couple the harmonics first: they carry no channels. The sum over neighbours is then a matrix product.
             coupled = jnp.split(harmonics @ jnp.asarray(couplings, harmonics.dtype), edge_widths, axis=-1)
-            messages = []
-            for (l_feature, _, l_out), weight, edge in zip(paths, radial_weights(inputs), coupled, strict=True):
+            weights, messages = radial_weights(inputs), []
+            if scales is not None:
+                weights = [weight * scale[pair] for weight, scale in zip(weights, scales, strict=True)]
+            for (l_feature, _, l_out), weight, edge in zip(paths, weights, coupled, strict=True):
                 edge = edge.reshape(*edge.shape[:2], 2 * l_feature + 1, 2 * l_out + 1)
                 messages.append(jnp.einsum("nkam,nkac->nmc", edge, weight[:, :, None] * gathered[l_feature]))
             return jnp.concatenate(messages, axis=1)
@@ -65,12 +76,32 @@ class NeighborSum(nn.Module):
         gathered = {ell: x[edges.neighbors] for ell, x in features.items()}  # [nodes, slots, 2 l + 1, channels]
         harmonics = edges.harmonics if edges.envelope is None else edges.harmonics * edges.envelope[..., None]
         block = max(1, 32768 // (max(slots, 1) * channels))
-        summed = map_node_blocks(sum_neighbors, (gathered, harmonics, inputs), block)
+        summed = map_node_blocks(sum_neighbors, (gathered, harmonics, inputs, pair), block)
         by_path = jnp.split(summed, np.cumsum([2 * path[2] + 1 for path in paths])[:-1], axis=1)
         messages: dict[int, list[jax.Array]] = {}
         for (_, _, l_out), message in zip(paths, by_path, strict=True):
             messages.setdefault(l_out, []).append(message)
         return {ell: jnp.concatenate(messages[ell], axis=-1) for ell in sorted(messages)}
+
+
+class PairScales(nn.Module):
+    """Network from features of a pair of elements to one factor per coupling path and channel (mlip)."""
+
+    paths: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, pairs: jax.Array) -> list[jax.Array]:
+        """[elements, elements, features] -> one [elements^2, channels] per path."""
+        x = pairs.reshape(-1, pairs.shape[-1])
+        zeros = nn.initializers.zeros
+        for number, width in enumerate(PAIR_MLP):
+            kernel = self.param(f"layer_{number}", unit_normal, (x.shape[-1], width))
+            bias = self.param(f"bias_{number}", zeros, (width,))
+            x = scaled_silu(x @ (kernel / x.shape[-1] ** 0.5) + bias)
+        output = self.param("output", unit_normal, (x.shape[-1], self.paths, self.channels)) / x.shape[-1] ** 0.5
+        constants = self.param("output_bias", zeros, (self.paths, self.channels))
+        return [x @ output[:, path] + constants[path] for path in range(self.paths)]
 
 
 class NeighborDensity(nn.Module):

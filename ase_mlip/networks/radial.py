@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+
+CutoffFunction = Literal["polynomial", "soft", "cosine"]
 
 # 1 / sqrt(E[f(z)^2]) for normal z: keeps the second moment at one through an activation f.
 SILU_NORM = 1.6765324703310907
@@ -36,6 +40,15 @@ def bessel_basis(distances: jax.Array, cutoff: float, count: int) -> jax.Array:
     return (2 / cutoff) ** 0.5 * jnp.sin(n * (jnp.pi / cutoff) * r) / r
 
 
+def cutoff_envelope(
+    function: CutoffFunction, distances: jax.Array, cutoff: jax.Array | float, order: int
+) -> jax.Array:
+    """The envelope of that name; `order` is of the polynomial one."""
+    if function == "polynomial":
+        return polynomial_cutoff(distances, cutoff, order)
+    return soft_cutoff(distances, cutoff) if function == "soft" else cosine_cutoff(distances, cutoff)
+
+
 def polynomial_cutoff(distances: jax.Array, cutoff: jax.Array | float, order: int) -> jax.Array:
     """Envelope 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), x = r/c (arXiv:2003.03123, Eq. 8).
 
@@ -44,6 +57,18 @@ def polynomial_cutoff(distances: jax.Array, cutoff: jax.Array | float, order: in
     x, p = distances / cutoff, order
     inside = 1 - x**p * ((p + 1) * (p + 2) / 2 - x * (p * (p + 2) - x * (p * (p + 1) / 2)))
     return jnp.where(x < 1, inside, 0.0)
+
+
+def soft_cutoff(distances: jax.Array, cutoff: jax.Array | float) -> jax.Array:
+    """Envelope 1.2 exp(1/2 - 1/u), u = 2 (1 - r/c): all derivatives vanish at the cutoff (option of e3nn and mlip)."""
+    u = 2 * (1 - distances / cutoff)
+    inside = u > 0
+    return jnp.where(inside, 1.2 * jnp.exp(0.5 - 1 / jnp.where(inside, u, 1.0)), 0.0)
+
+
+def cosine_cutoff(distances: jax.Array, cutoff: jax.Array | float) -> jax.Array:
+    """Envelope (1 + cos(pi r/c)) / 2 (Behler and Parrinello, doi:10.1103/PhysRevLett.98.146401, Eq. 3)."""
+    return jnp.where(distances < cutoff, 0.5 * (1 + jnp.cos(jnp.pi * distances / cutoff)), 0.0)
 
 
 def agnesi_transform(distances: jax.Array, scale: jax.Array) -> jax.Array:
