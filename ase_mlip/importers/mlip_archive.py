@@ -61,9 +61,7 @@ def read_mlip(path: str | os.PathLike[str]) -> ForceField:
         "source_package": f"mlip 0.{version}",
         "architecture": "Mace",
     }
-    return ForceField(
-        Predictor(Mace(description.config, description.info), description.levels), params, provenance
-    )
+    return ForceField(Predictor(Mace(description.config, description.info), description.levels), params, provenance)
 
 
 def _unpack(payload: bytes) -> tuple[Any, Arrays]:
@@ -92,8 +90,8 @@ def _unpack(payload: bytes) -> tuple[Any, Arrays]:
 
 def _version(arrays: Arrays) -> int:
     """1 or 2, from the names of the arrays: mlip 0.2 also writes models of 0.1."""
-    for version, layout in enumerate((Version1, Version2), 1):
-        if any(name.startswith(layout.marker) for name in arrays):
+    for version, marker in enumerate((Version1.marker, Version2.marker), 1):
+        if any(name.startswith(marker) for name in arrays):
             return version
     blocks = sorted({name.removeprefix(ROOT).split("#")[0] for name in arrays})
     raise ValueError(f"holds a network of {', '.join(blocks[:5]) or 'no arrays'}; of mlip's models only MACE is read")
@@ -118,7 +116,7 @@ class _Reader:
         """All parameters."""
         config, weights = self.config, self.weights
         tree: Tree = {"element_embedding": weights.embedding()}
-        if config.pair_embedding is not None:
+        if config.pair_embedding is not None and isinstance(weights, Version1):
             tree["element_pair_embedding"] = weights.pair_embedding(config.pair_embedding)
         tree |= {f"layer_{layer}": self._layer(layer) for layer in range(config.num_layers)}
         for number, head in enumerate(self.description.info.heads):
@@ -176,7 +174,7 @@ class _Reader:
             gain = SILU_GAIN if place else self.description.radial_factor
             radial[f"layer_{place}"] = weights.radial(layer, place, *widths[place : place + 2]) * gain
         radial["output"] = by_path(radial.pop(f"layer_{len(widths) - 2}")) * signs
-        if config.pair_embedding is None:
+        if config.pair_embedding is None or not isinstance(weights, Version1):
             return {"radial": radial}
         widths, pair = [3 * config.pair_embedding, *PAIR_MLP, columns], Tree()
         for place in range(len(widths) - 1):

@@ -161,7 +161,9 @@ def _config(options: Options, names: tuple[str, ...], version: int) -> MaceConfi
         readout_mlp=int(hidden[1]),
         first_layer="residual" if residual else "plain",
         gated_products=options.get("gate_nodes", False),
-        pair_embedding=None if options.get("species_embedding_dim") is None else _size(options, "species_embedding_dim"),
+        pair_embedding=None
+        if options.get("species_embedding_dim") is None
+        else _size(options, "species_embedding_dim"),
         num_readout_heads=len(names),
         head_names=names,
     )

@@ -40,9 +40,7 @@ def bessel_basis(distances: jax.Array, cutoff: float, count: int) -> jax.Array:
     return (2 / cutoff) ** 0.5 * jnp.sin(n * (jnp.pi / cutoff) * r) / r
 
 
-def cutoff_envelope(
-    function: CutoffFunction, distances: jax.Array, cutoff: jax.Array | float, order: int
-) -> jax.Array:
+def cutoff_envelope(function: CutoffFunction, distances: jax.Array, cutoff: jax.Array | float, order: int) -> jax.Array:
     """The envelope of that name; `order` is of the polynomial one."""
     if function == "polynomial":
         return polynomial_cutoff(distances, cutoff, order)
