@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ase
-import numpy as np
-from ase.data import atomic_numbers, covalent_radii
 
+from ase_mlip.contract import check_structures
 from ase_mlip.force_field import ForceField
 from ase_mlip.importers import read_foreign, source_energies
 
@@ -41,7 +40,9 @@ def _compare(force_field: ForceField, original: Callable[[ase.Atoms, str], float
     """Print energies side by side, and refuse to call different ones a conversion."""
     log(f"{'structure':24s} {'level':16s} {'original, eV':>18s} {'converted, eV':>18s} {'per atom':>10s}")
     worst = 0.0
-    for title, atoms in check_structures(force_field.elements):
+    for title, atoms in check_structures(force_field.elements, force_field.cutoff).items():
+        if atoms.pbc.any() and not atoms.pbc.all():
+            continue  # nequix takes a slab for a molecule
         reduced = force_field.for_elements(atoms.numbers.tolist())
         for level in force_field.levels:
             before = original(atoms, level)
@@ -54,27 +55,3 @@ def _compare(force_field: ForceField, original: Callable[[ase.Atoms, str], float
         raise ValueError(
             f"the converted model differs by {worst:.1e} eV per atom from the original; please report this"
         )
-
-
-def check_structures(elements: tuple[int, ...]) -> list[tuple[str, ase.Atoms]]:
-    """A chain, a crystal and a cluster of the model's own elements, at about bonding distances."""
-    common = [atomic_numbers[s] for s in ("O", "H", "C", "Si", "Cu", "Na") if atomic_numbers[s] in elements]
-    chosen = (common or list(elements))[:4]
-    radii = [covalent_radii[z] for z in chosen]
-    pair = radii[0] + radii[-1]
-    rng = np.random.default_rng(0)
-    chain = ase.Atoms(chosen, positions=[[1.6 * radii[0] * i, 0.3 * i**2, 0.1 * i] for i in range(len(chosen))])
-    rocksalt = ase.Atoms(
-        [chosen[0], chosen[-1]],
-        scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.45]],
-        cell=1.1 * pair * (1 - np.eye(3)),
-        pbc=True,
-    )
-    grid = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, -1).T * 1.2 * 2 * max(radii)
-    cluster = ase.Atoms(
-        [chosen[i % len(chosen)] for i in range(8)], positions=grid + rng.normal(scale=0.1, size=(8, 3))
-    )
-    return [
-        (f"{a.get_chemical_formula()} {t}", a)
-        for t, a in (("chain", chain), ("crystal", rocksalt), ("cluster", cluster))
-    ]

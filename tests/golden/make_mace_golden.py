@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 ELEMENTS = (1, 6, 8, 29)
 COMMON: dict[str, Any] = {
     "r_max": 3.6, "num_bessel": 5, "num_polynomial_cutoff": 6, "max_ell": 2, "num_interactions": 2,
-    "interaction_cls": "RealAgnosticResidualInteractionBlock", "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
+    "interaction_cls": "RealAgnosticResidualInteractionBlock",
+    "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
     "hidden_irreps": "3x0e+3x1o", "MLP_irreps": "4x0e", "avg_num_neighbors": 9.5, "correlation": 2, "radial_MLP": [6],
     "heads": ["base"], "atomic_inter_scale": 15.0, "atomic_inter_shift": 0.1,
 }  # fmt: skip
@@ -41,8 +42,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "readout_cls": "NonLinearBiasReadoutBlock", "use_last_readout_only": True,
     },
     "gated_basis": {**GATED, "edge_irreps": "2x0e+2x1o", "use_edge_irreps_first": True, "keep_last_layer_irreps": True},
-    "three_layers": {"num_interactions": 3, "hidden_irreps": "3x0e", "distance_transform": "Soft", "use_reduced_cg": False},
-    "one_layer": {"num_interactions": 1, "correlation": 4, "max_ell": 1, "interaction_cls_first": DENSITY, "radial_MLP": []},
+    "three_layers": {
+        "num_interactions": 3, "hidden_irreps": "3x0e", "distance_transform": "Soft", "use_reduced_cg": False,
+    },
+    "one_layer": {
+        "num_interactions": 1, "correlation": 4, "max_ell": 1, "interaction_cls_first": DENSITY, "radial_MLP": [],
+    },
 }  # fmt: skip
 
 
