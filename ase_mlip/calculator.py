@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ase
@@ -27,7 +27,8 @@ class MLIPCalculator(Calculator):
     atom has moved far enough.
 
     Args:
-        model: a `ForceField`, a model file, or the name of a shipped model; the shipped base model by default.
+        model: a `ForceField`, a model file (also of mlip or nequix), or the name of a shipped or published model; the
+            shipped base model by default.
         level: which level of the model predicts; the newest by default.
         dtype: "float32" for molecular dynamics, "float64" for tight relaxations and phonons.
         skin: Angstrom by which the neighbour list reaches beyond the cutoff.
@@ -62,6 +63,7 @@ class MLIPCalculator(Calculator):
         with precision(dtype):
             pass
         self.neighbors = NeighborCache(self.force_field.elements, self.force_field.cutoff, skin)
+        self._active, self._seen = self.force_field, frozenset[int]()
 
     @property
     def name(self) -> str:
@@ -95,8 +97,16 @@ class MLIPCalculator(Calculator):
             return
         self.results = self._predict(atoms, periodic)
 
+    def _use_elements(self, numbers: Iterable[int]) -> None:
+        """Cut a model of many elements down to those seen so far. A new one makes the neighbour list new anyway."""
+        if not self._seen.issuperset(numbers):
+            self._seen = self._seen.union(numbers)
+            self._active = self.force_field.for_elements(self._seen)
+            self.neighbors.elements = self._active.elements
+
     def _predict(self, atoms: ase.Atoms, periodic: bool) -> dict[str, Any]:
-        force_field, count = self.force_field, len(atoms)
+        self._use_elements(atoms.numbers.tolist())
+        force_field, count = self._active, len(atoms)
         graph = self.neighbors.update(atoms, self.head_weights)
         with precision(self.dtype):
             prediction = compiled_interaction(

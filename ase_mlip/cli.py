@@ -1,4 +1,4 @@
-"""The command line: `ase-mlip demo | train | finetune | evaluate | info`."""
+"""The command line: `ase-mlip demo | train | finetune | evaluate | convert | info`."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def finetune(
     valid: Valid = None,
     method: Annotated[str, typer.Option(help="heads: the new head alone; full: everything")] = "heads",
     level: Annotated[str, typer.Option(help="name of the new level")] = "fine-tuned",
+    base_level: Annotated[str | None, typer.Option(help="level to build on; default: the newest")] = None,
     replay: Annotated[str | None, typer.Option(help="structures that keep the old level under --method full")] = None,
     replay_weight: Annotated[float, typer.Option(help="loss weight of a replay frame")] = 1.0,
     replay_labels: Annotated[str, typer.Option(help="model: labelled by the base; file: by themselves")] = "model",
@@ -125,6 +126,7 @@ def finetune(
         method=method,
         output=output,
         level=level,
+        base_level=base_level,
         replay=replay,
         replay_weight=replay_weight,
         replay_labels=replay_labels,
@@ -167,6 +169,18 @@ def evaluate(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="model of mace-torch (.model), mlip (.zip) or nequix (.nqx)")],
+    output: Annotated[Path, typer.Argument(help="model file to write")],
+    trust: Annotated[bool, typer.Option("--trust", help="let a pickled torch file run its code")] = False,
+) -> None:
+    """Turn another package's model into a file of ours, and compare energies where that package is installed."""
+    from ase_mlip.convert import convert_model
+
+    convert_model(source, output, trust, log=typer.echo)
+
+
+@app.command()
 def info(model: Annotated[str, typer.Argument(help="model file or the name of a shipped model")]) -> None:
     """Print what a model file holds."""
     from ase_mlip.force_field import ForceField, model_path
@@ -174,13 +188,15 @@ def info(model: Annotated[str, typer.Argument(help="model file or the name of a 
     path = model_path(model)
     force_field = ForceField.load(path)
     network = force_field.predictor.network
+    symbols = network.dataset_info.symbols
     rows: dict[str, Any] = {
         "file": path,
         "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "architecture": type(network).__name__,
         "parameters": f"{force_field.num_params:,}",
-        "elements": " ".join(network.dataset_info.symbols),
+        "elements": f"{len(symbols)}: {' '.join(symbols)}",
         "cutoff": f"{force_field.cutoff:g} Angstrom",
+        "repulsion": network.dataset_info.repulsion or "none",
     }
     newest = list(force_field.levels)[-1]
     for level, heads in force_field.levels.items():

@@ -213,6 +213,11 @@ def read_split(
     return [frames[i] for i in sorted(order[held:])], [frames[i] for i in sorted(order[:held])]
 
 
+def elements_of(*sets: Iterable[ase.Atoms]) -> set[int]:
+    """Atomic numbers that occur."""
+    return {int(z) for frames in sets for atoms in frames for z in atoms.numbers}
+
+
 @dataclass(frozen=True)
 class Example:
     """One labelled structure: an unpadded graph and its targets."""

@@ -10,7 +10,16 @@ import jax
 import numpy as np
 
 from ase_mlip.batches import Batches
-from ase_mlip.dataset import Example, LabelKeys, Source, make_examples, read_frames, require_labels, take_census
+from ase_mlip.dataset import (
+    Example,
+    LabelKeys,
+    Source,
+    elements_of,
+    make_examples,
+    read_frames,
+    require_labels,
+    take_census,
+)
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.predictor import compiled_interaction
 
@@ -132,6 +141,7 @@ def evaluate_frames(
     census = take_census(frames, keys)
     if not any(census.labels.values()):
         require_labels(census, ["energy"], keys)
+    force_field = force_field.for_elements(elements_of(frames))
     examples: Sequence[Example] = make_examples(
         frames, force_field.elements, force_field.cutoff, force_field.predictor.head_weights(level), keys
     )

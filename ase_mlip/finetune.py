@@ -18,6 +18,7 @@ from ase_mlip.dataset import (
     Example,
     LabelKeys,
     Source,
+    elements_of,
     make_examples,
     read_frames,
     read_split,
@@ -29,7 +30,7 @@ from ase_mlip.force_field import ForceField
 from ase_mlip.reference_energies import fit_energy_correction, with_energy_correction
 from ase_mlip.report import write_results
 from ase_mlip.training import Log, TrainSettings, train
-from ase_mlip.transfer import add_head, mask_optimizer_for_finetuning, transfer_params
+from ase_mlip.transfer import add_head, mask_optimizer_for_finetuning, restore_elements, transfer_params
 
 __all__ = [
     "METHODS",
@@ -103,6 +104,7 @@ def fine_tune(
     method: str = "heads",
     output: str | os.PathLike[str] | None = None,
     level: str = "fine-tuned",
+    base_level: str | None = None,
     replay: Source | None = None,
     replay_weight: float = 1.0,
     replay_labels: str = "model",
@@ -117,8 +119,9 @@ def fine_tune(
 ) -> FineTuneResult:
     """Fine-tune a force field on labelled structures.
 
-    A new head is added on top of the newest level; it starts silent, so training starts from the base plus a fitted
-    per-element energy correction. The best parameters on the validation frames are kept, step 0 included.
+    A new head is added on top of a level of the base; it starts silent, so training starts from that level plus a
+    fitted per-element energy correction. The best parameters on the validation frames are kept, step 0 included. What
+    it costs does not depend on elements that are not in the data; they are kept in the result.
 
     Args:
         base: a force field, a model file or the name of a shipped model.
@@ -127,6 +130,7 @@ def fine_tune(
         method: "heads" trains the new head alone, all old levels stay exactly as they were; "full" trains everything.
         output: model file to write; curves and parity plots are written beside it.
         level: name of the new level and head.
+        base_level: the level to build on; by default the newest.
         replay: structures that keep the old knowledge under "full": they train the level the model comes from.
         replay_weight: weight of a replay frame in the loss, relative to a new frame.
         replay_labels: "model", labels made by the base itself, or "file", those that the replay frames carry.
@@ -146,10 +150,14 @@ def fine_tune(
     _check_choices(method, replay, replay_labels)
     preset, keys, loss = METHODS[method], keys or LabelKeys(), loss or LossWeights()
     base = base if isinstance(base, ForceField) else ForceField.load(base)
-    grown, blocks = add_head(base, level, seed)
+    frames, valid_frames = read_split(train_set, valid, keys, loss.wanted, seed, log)
+    replay_frames = [] if replay is None else read_frames(replay)
+    used = base.for_elements(elements_of(frames, valid_frames, replay_frames))
+    base_level = base_level or base.predictor.levels[-1][0]
+    grown, blocks = add_head(used, level, seed, base_level)
     examples, valid_examples = (
-        make_examples(frames, grown.elements, grown.cutoff, grown.predictor.head_weights(level), keys)
-        for frames in read_split(train_set, valid, keys, loss.wanted, seed, log)
+        make_examples(part, grown.elements, grown.cutoff, grown.predictor.head_weights(level), keys)
+        for part in (frames, valid_frames)
     )
     correction, rank = fit_energy_correction(grown, examples, batch_size)
     grown = with_energy_correction(grown, level, correction)
@@ -158,8 +166,7 @@ def fine_tune(
     base_errors = evaluate(grown, valid_batches)
     log(f"before training: {base_errors}")
 
-    base_level = base.predictor.levels[-1][0]
-    replayed = _replay_examples(grown, replay, base_level, replay_weight, replay_labels, keys, batch_size)
+    replayed = _replay_examples(grown, replay_frames, base_level, replay_weight, replay_labels, keys, batch_size)
     count = len(examples) + len(replayed)
     epochs = epochs if epochs is not None else max(1, 3000 * batch_size // count)
     settings = TrainSettings(
@@ -176,15 +183,16 @@ def fine_tune(
         optimizer = mask_optimizer_for_finetuning(optimizer, grown.params, blocks)
     checkpoints = None if folder is None else Path(folder)
     result = train(grown, [*examples, *replayed], valid_examples, optimizer, settings, folder=checkpoints, log=log)
-    tuned = replace(result.force_field, provenance=_provenance(base, level, method, len(examples), settings))
-    errors = evaluate(tuned, valid_batches)
+    trained = replace(result.force_field, provenance=_provenance(base, level, method, len(examples), settings))
+    errors = evaluate(trained, valid_batches)
     log(f"after training:  {errors}")
     replay_errors = None
     if replayed:
         batches = Batches(replayed, batch_size)
-        replay_errors = (evaluate(grown, batches), evaluate(tuned, batches))
+        replay_errors = (evaluate(grown, batches), evaluate(trained, batches))
         log(f"level {base_level!r} on the replay frames before: {replay_errors[0]}")
         log(f"level {base_level!r} on the replay frames after:  {replay_errors[1]}")
+    tuned = restore_elements(trained, base)
     path = None if output is None else write_results(Path(output), tuned, result.history, errors, base_errors)
     return FineTuneResult(tuned, base_errors, errors, replay_errors, result.history, path)
 
@@ -201,18 +209,17 @@ def _check_choices(method: str, replay: Source | None, replay_labels: str) -> No
 
 def _replay_examples(
     force_field: ForceField,
-    source: Source | None,
+    frames: list[ase.Atoms],
     level: str,
     weight: float,
     labels: str,
     keys: LabelKeys,
     batch_size: int,
 ) -> list[Example]:
-    """Frames that train the old level, with their own labels or the model's; none without a source."""
-    if source is None:
+    """Frames that train the old level, with their own labels or the model's."""
+    if not frames:
         return []
     weights = force_field.predictor.head_weights(level)
-    frames = read_frames(source)
     if labels == "file":
         require_labels(take_census(frames, keys), ["forces"], keys)
         return make_examples(frames, force_field.elements, force_field.cutoff, weights, keys, weight)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from typing import Any
 import ase
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph, PadShape, batch
-from ase_mlip.model_file import ModelFile, load_model, save_model
+from ase_mlip.model_file import ModelFile, is_model_file, load_model, save_model
 from ase_mlip.predictor import Network, Params, Prediction, Predictor, compiled_interaction
 
 SHIPPED_MODELS = {"default": "default.safetensors"}
+MANY_ELEMENTS = 10  # a model that knows more is cut down to the elements in use
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,33 @@ class ForceField:
             cache[dtype] = jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), dict(self.params))
         return cache[dtype]
 
+    def with_elements(self, elements: Iterable[int]) -> ForceField:
+        """The same force field for some of its elements: what it costs no longer depends on the others.
+
+        Parameters with one row per element have a name that begins with `element_` and the elements first.
+
+        Raises:
+            ValueError: an element that the force field does not know.
+        """
+        info = self.predictor.network.dataset_info.with_elements(elements)
+        if info.elements == self.elements:
+            return self
+        rows = np.searchsorted(self.elements, info.elements)
+        params = {
+            path: value[rows] if is_per_element(path) else value
+            for path, value in flatten_dict(dict(self.params)).items()
+        }
+        network = self.predictor.network.rebuild(self.predictor.network.config, info)
+        return ForceField(replace(self.predictor, network=network), unflatten_dict(params), self.provenance)
+
+    def for_elements(self, elements: Iterable[int]) -> ForceField:
+        """Cut down to the elements in use where the model knows many; itself where it does not.
+
+        Raises:
+            ValueError: an element that the force field does not know.
+        """
+        return self if len(self.elements) <= MANY_ELEMENTS else self.with_elements(elements)
+
     @property
     def dataset_info(self) -> DatasetInfo:
         """The constants the network is built around, each head's included."""
@@ -118,13 +147,19 @@ class ForceField:
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> ForceField:
-        """Load a shipped model by name, or a model file by path.
+        """Load a shipped or published model by name, or a file by path: ours, or a foreign one that `importers` reads.
 
         Raises:
-            FileNotFoundError: neither a shipped model nor a file; the message lists the shipped ones.
-            ModelFileError: not a whole model file.
+            FileNotFoundError: neither a file nor the name of a model; the message lists the names.
+            ModelFileError: not a whole model file, or a pickled one, which has to be converted first.
+            DownloadError: a published model that cannot be downloaded.
         """
-        model = load_model(model_path(name_or_path))
+        path = model_path(name_or_path)
+        if not is_model_file(path):
+            from ase_mlip.importers import read_foreign
+
+            return read_foreign(path)
+        model = load_model(path)
         return cls(model.predictor, model.params, model.provenance)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,19 +168,30 @@ class ForceField:
         return {**state, "params": jax.tree.map(np.asarray, dict(self.params))}
 
 
+def is_per_element(path: tuple[str, ...]) -> bool:
+    """Whether a parameter has one row per element, by its name."""
+    return path[-1].startswith("element_")
+
+
 def model_path(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file of a shipped model's name or of a path.
+    """The file of a shipped or published model's name, downloaded if needed, or of a path.
 
     Raises:
-        FileNotFoundError: neither a shipped model nor a file; the message lists the shipped ones.
+        FileNotFoundError: neither a file nor the name of a model; the message lists the names.
+        DownloadError: a published model that cannot be downloaded.
     """
-    shipped = SHIPPED_MODELS.get(str(name_or_path))
-    path = Path(str(resources.files("ase_mlip") / "models" / shipped)) if shipped else Path(name_or_path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{str(name_or_path)!r} is neither a file nor a shipped model; shipped are {', '.join(SHIPPED_MODELS)}"
-        )
-    return path
+    name = str(name_or_path)
+    if name in SHIPPED_MODELS:
+        return Path(str(resources.files("ase_mlip") / "models" / SHIPPED_MODELS[name]))
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    from ase_mlip.registry import PUBLISHED, unknown_name
+
+    if name not in PUBLISHED:
+        raise FileNotFoundError(unknown_name(name, SHIPPED_MODELS))
+    from ase_mlip.importers import fetch_converted
+
+    return fetch_converted(name)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from ase_mlip.predictor import Network, Params, Predictor
 FORMAT_VERSION = 1
 ARCHITECTURES: dict[str, Any] = {"Mace": Mace, "Nequip": Nequip}
 _KEY = "ase_mlip"
+MAX_HEADER = 100_000_000  # bytes
 
 
 class ModelFileError(ValueError):
@@ -52,7 +53,7 @@ class ModelFile:
 
 def save_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     """Write a model file; an existing one is replaced only when the new one is complete."""
-    tensors = {"/".join(k): np.ascontiguousarray(v) for k, v in flatten_dict(dict(model.params)).items()}
+    tensors = {"/".join(k): np.asarray(v, order="C") for k, v in flatten_dict(dict(model.params)).items()}
     description = {
         "format_version": FORMAT_VERSION,
         "architecture": type(model.predictor.network).__name__,
@@ -114,11 +115,18 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
     return ModelFile(Predictor(network, levels), params, description["provenance"])
 
 
+def is_model_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file looks like one that `save_model` wrote, whole or not: a safetensors file."""
+    with open(path, "rb") as stream:
+        start = stream.read(9)
+    return len(start) < 9 or (start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < MAX_HEADER)
+
+
 def _metadata(path: str | os.PathLike[str], payload: bytes) -> dict[str, str]:
     """The safetensors header's metadata, with errors that say what kind of file this is."""
     if len(payload) >= 8:
         (length,) = struct.unpack("<Q", payload[:8])
-        if payload[8:9] == b"{" and length < 100_000_000:
+        if payload[8:9] == b"{" and length < MAX_HEADER:
             if len(payload) < 8 + length:
                 raise ModelFileError(f"{path} is truncated in its header; copy or download it again")
             try:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ase_mlip.force_field import ForceField
+from ase_mlip.force_field import ForceField, is_per_element
 from ase_mlip.predictor import Params, Predictor
 
 Blocks = list[str]
@@ -108,23 +108,27 @@ def trainable_labels(params: Params, blocks: Sequence[str]) -> dict[str, Any]:
     return unflatten_dict(labels)
 
 
-def add_head(base: ForceField, name: str, seed: int = 0) -> tuple[ForceField, Blocks]:
+def add_head(base: ForceField, name: str, seed: int = 0, base_level: str | None = None) -> tuple[ForceField, Blocks]:
     """The force field with one more head that says exactly nothing yet but can learn.
 
     The new head's inner layers are random and its output layers zero, so that the new level equals the old one at
-    step 0 and its gradients are alive. The level `name` sums the heads of the newest level and the new one.
+    step 0 and its gradients are alive. The level `name` sums the heads of `base_level` (default: the newest) and the
+    new one.
 
     Returns:
         The force field with the new level as its default, and the blocks that are new.
 
     Raises:
-        ValueError: the name is taken, empty, or contains '/', which separates the names of parameters.
+        ValueError: the name is taken, empty, or contains '/', which separates the names of parameters; or there is no
+            level `base_level`.
     """
     if not name or "/" in name:
         raise ValueError(f"the level name {name!r} is empty or contains '/'; choose another name")
     if name in base.levels or name in base.heads:
         taken = ", ".join(dict.fromkeys([*base.levels, *base.heads]))
         raise ValueError(f"the model already has a level or head {name!r} ({taken}); choose another name")
+    base.predictor.head_weights(base_level)  # raises for an unknown level
+    below = base.levels[base_level] if base_level is not None else base.predictor.levels[-1][1]
     network = base.predictor.network
     heads = (*base.heads, name)
     config = replace(network.config, num_readout_heads=len(heads), head_names=heads)
@@ -136,6 +140,43 @@ def add_head(base: ForceField, name: str, seed: int = 0) -> tuple[ForceField, Bl
         path: np.zeros_like(value) if path[0] in blocks and path[-1].endswith("output") else value
         for path, value in flat.items()
     }
-    newest = base.predictor.levels[-1][1]
-    predictor = Predictor(grown, (*base.predictor.levels, (name, (*newest, name))))
+    predictor = Predictor(grown, (*base.predictor.levels, (name, (*below, name))))
     return ForceField(predictor, unflatten_dict(silent), base.provenance), blocks
+
+
+def restore_elements(tuned: ForceField, base: ForceField) -> ForceField:
+    """Put a force field that was cut down to some elements and trained back among all elements of its base.
+
+    Rows of the other elements and every parameter that training left alone are the base's own, bit by bit. The new
+    heads' reference energies are zero for elements they have not seen.
+    """
+    if tuned.elements == base.elements:
+        rows: Any = slice(None)
+    else:
+        rows = np.searchsorted(base.elements, tuned.elements)
+    old, merged = flatten_dict(dict(base.params)), {}
+    for path, value in flatten_dict(dict(tuned.params)).items():
+        trained = np.asarray(value)
+        if path not in old:
+            if is_per_element(path):
+                raise ValueError(f"the new head has a parameter per element, {'/'.join(path)}, unknown for most")
+            merged[path] = trained
+            continue
+        known = np.asarray(old[path])
+        part = known[rows] if is_per_element(path) else known
+        if np.array_equal(part.astype(trained.dtype), trained):
+            merged[path] = known
+        elif is_per_element(path):
+            merged[path] = known.astype(trained.dtype)
+            merged[path][rows] = trained
+        else:
+            merged[path] = trained
+    known_heads = {head.name: head for head in base.predictor.heads}
+    heads = []
+    for head in tuned.predictor.heads:
+        energies = dict(zip(tuned.elements, head.atomic_energies, strict=True))
+        spread = tuple(energies.get(z, 0.0) for z in base.elements)
+        heads.append(known_heads.get(head.name, replace(head, atomic_energies=spread)))
+    network = tuned.predictor.network
+    whole = network.rebuild(network.config, base.predictor.network.dataset_info.with_heads(heads))
+    return ForceField(replace(tuned.predictor, network=whole), unflatten_dict(merged), tuned.provenance)

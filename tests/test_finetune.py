@@ -12,6 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import predict
 from toy_data import INFO, leaves, same_bits, toy_examples, toy_force_field, toy_frames
 
+from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate_frames
 from ase_mlip.finetune import FineTuneResult, add_head, fine_tune, fit_energy_correction
 from ase_mlip.force_field import ForceField
@@ -202,7 +203,7 @@ def replayed(base: ForceField, frames: list[ase.Atoms]) -> FineTuneResult:
 def test_full_moves_the_trunk(base: ForceField, full: FineTuneResult, frames: list[ase.Atoms]) -> None:
     old, new = leaves(base), leaves(full.force_field)
     moved = [name for name in old if not same_bits(new[name], old[name])]
-    assert {"embedding", "layer_0/linear_up/degree_0", "head_base/layer_0_output"} <= set(moved)
+    assert {"element_embedding", "layer_0/linear_up/degree_0", "head_base/layer_0_output"} <= set(moved)
     drift = energies(full.force_field, "base", frames[:2]) - energies(base, "base", frames[:2])
     assert np.abs(drift).max() > 1e-4
 
@@ -216,7 +217,7 @@ def test_replay_keeps_the_old_level_better(base: ForceField, full: FineTuneResul
     assert before.summary()["energy_mae"] < 1e-5  # the labels are the base's own
     assert 1e-5 < after.summary()["energy_mae"] < without["energy_mae"]
     ours, theirs = leaves(replayed.force_field), leaves(full.force_field)
-    assert not same_bits(ours["embedding"], theirs["embedding"])
+    assert not same_bits(ours["element_embedding"], theirs["element_embedding"])
 
 
 def test_replay_labels_from_the_file(base: ForceField, frames: list[ase.Atoms]) -> None:
@@ -249,3 +250,53 @@ def test_a_taken_name_is_refused_whether_head_or_level(tuned: FineTuneResult) ->
     for name in ("other", "base", "fine-tuned"):
         with pytest.raises(ValueError, match=f"already has a level or head '{name}'"):
             add_head(renamed, name)
+
+
+MANY = {
+    "H": -3.0,
+    "He": -1.0,
+    "Li": 0.5,
+    "Be": 0.2,
+    "B": 0.1,
+    "C": -4.0,
+    "N": -5.0,
+    "O": -7.0,
+    "F": 1.0,
+    "Ne": 2.0,
+    "Na": 3.0,
+}
+
+
+@pytest.mark.parametrize("method", ["heads", "full"])
+def test_a_model_of_many_elements_keeps_them(method: str, frames: list[ase.Atoms], tmp_path: Path) -> None:
+    """Training sees the elements of the data alone; the file has all of them, the others' rows bit by bit."""
+    info = DatasetInfo.create(MANY, cutoff=4.0, avg_num_neighbors=2.0, scale=20.0)
+    base = toy_force_field(info=info)
+    result = tune(base, frames, method=method, output=tmp_path / "tuned.safetensors")
+    tuned = ForceField.load(tmp_path / "tuned.safetensors")
+    assert tuned.elements == base.elements
+    old, new = leaves(base), leaves(tuned)
+    others = [n for n, z in enumerate(base.elements) if z not in (1, 8)]
+    for name, leaf in old.items():
+        per_element = name.split("/")[-1].startswith("element_")
+        if method == "heads":
+            assert same_bits(leaf, new[name])
+        elif per_element:
+            assert same_bits(leaf[others], new[name][others])
+            assert not np.array_equal(leaf, new[name])
+    correction = tuned.predictor.reference_energies[1]
+    assert not correction[others].any()
+    assert correction[[0, 7]].all()
+    again = evaluate_frames(result.force_field, frames[:6]).summary()
+    assert again == pytest.approx(result.errors.summary(), rel=1e-5)
+    lithium = ase.Atoms("LiH", positions=[[0, 0, 0], [0, 0, 1.6]])
+    if method == "heads":
+        assert energies(tuned, "base", [lithium]) == energies(base, "base", [lithium])
+
+
+def test_the_level_to_build_on(two_head_force_field: ForceField) -> None:
+    """A new level sums the heads of the level it is told to build on."""
+    grown, _ = add_head(two_head_force_field, "new", base_level="base")
+    assert grown.levels["new"] == ("base", "new")
+    with pytest.raises(ValueError, match="there is no level 'none'"):
+        add_head(two_head_force_field, "new", base_level="none")

@@ -33,7 +33,7 @@ def model() -> ForceField:
     heads = (*INFO.heads, Head("delta", (0.1, -1 / 3), scale=0.7, shift=1e-17))
     made = random_force_field(replace(CONFIG, num_readout_heads=2), INFO.with_heads(heads))
     params = dict(made.params)
-    params["embedding"] = np.float32([[0.0, -0.0, 1e-42, 3.4e38], [np.pi, -1e-45, 1 / 3, 1.0]])
+    params["element_embedding"] = np.float32([[0.0, -0.0, 1e-42, 3.4e38], [np.pi, -1e-45, 1 / 3, 1.0]])
     levels = (("base", ("base",)), ("alone", ("delta",)), ("both", ("base", "delta")))
     return ForceField(Predictor(made.predictor.network, levels), params, PROVENANCE)
 
@@ -99,7 +99,7 @@ def test_predictions_survive(tmp_path: Path) -> None:
 def test_other_programs_can_read_it(model: ForceField, path: Path, payload: bytes) -> None:
     tensors, expected = safetensors.numpy.load_file(path), leaves(model)
     assert tensors.keys() == expected.keys()
-    assert same_bits(tensors["layer_0/skip/degree_0"], expected["layer_0/skip/degree_0"])
+    assert same_bits(tensors["layer_0/skip/element_degree_0"], expected["layer_0/skip/element_degree_0"])
     (length,) = struct.unpack("<Q", payload[:8])
     description = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["ase_mlip"])
     assert description["dataset_info"]["elements"] == [1, 8]

@@ -17,10 +17,10 @@ from conftest import CUTOFF, INFO, TINY, build_zoo, predict, random_force_field
 from flax.traverse_util import unflatten_dict
 from scipy.spatial.transform import Rotation
 
-from ase_mlip import mace
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph, PadShape, batch
+from ase_mlip.networks import mace
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.mace import Mace, MaceConfig
 from ase_mlip.predictor import Prediction, Predictor

@@ -50,7 +50,7 @@ def toy_examples(force_field: ForceField, frames: list[ase.Atoms]) -> list[Examp
 
 
 def leaves(force_field: ForceField) -> dict[str, np.ndarray]:
-    """Parameters by name, such as "layer_0/skip/degree_0"."""
+    """Parameters by name, such as "layer_0/skip/element_degree_0"."""
     with_path = jax.tree_util.tree_leaves_with_path(dict(force_field.params))
     return {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in with_path}
 

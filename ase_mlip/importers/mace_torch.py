@@ -6,13 +6,18 @@ runs whatever code the file contains. What comes out is an ordinary force field,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import os
 import warnings
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import ase
 import e3nn_jax
 import numpy as np
 
@@ -85,7 +90,8 @@ class _Unsupported(Exception):
 def _unpickle(path: Path) -> Module:
     """The torch module in a file."""
     try:
-        import torch
+        with _silence():
+            import torch
     except ImportError:
         raise ModelFileError(
             f"{path} is a pickled torch model; reading it needs torch and mace-torch: pip install 'ase-mlip[torch]'"
@@ -93,8 +99,7 @@ def _unpickle(path: Path) -> Module:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _silence():
             model = torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
         raise ModelFileError(
@@ -107,6 +112,22 @@ def _unpickle(path: Path) -> Module:
         what = "a training checkpoint (weights alone)" if isinstance(model, dict) else f"a {type(model).__name__}"
         raise ModelFileError(f"{path} holds {what}, not a model; give the `.model` file that mace-torch writes")
     return model.double()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep other packages' warnings and notices to themselves; e3nn unpickles its own constants on import."""
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 class _Reader:
@@ -157,15 +178,16 @@ class _Reader:
                 raise _Unsupported(f"the interaction block {kind}")
         if len({INTERACTIONS[kind][0] for kind in kinds}) > 1 or not all(INTERACTIONS[kind][1] for kind in kinds[1:]):
             raise _Unsupported(f"the combination of interaction blocks {', '.join(kinds)}")
-        hidden = _irreps(model.products[0].linear.irreps_out if len(blocks) > 1 else blocks[0].hidden_irreps)
+        hidden = _irreps(model.products[0].linear.irreps_out)
         channels, l_max = hidden[0], len(_irreps(blocks[0].edge_attrs_irreps)) - 1
         if set(hidden.values()) != {channels} or list(hidden) != list(range(len(hidden))):
             raise _Unsupported(f"hidden irreps {blocks[0].hidden_irreps} (of different width, or with gaps)")
         if _irreps(blocks[0].edge_attrs_irreps) != dict.fromkeys(range(l_max + 1), 1):
             raise _Unsupported(f"edge irreps {blocks[0].edge_attrs_irreps}")
-        edges = {mul for block in blocks for mul in _irreps(block.linear_up.irreps_out).values()}
-        if len(edges) > 1:
-            raise _Unsupported(f"edge features of different widths {sorted(edges)}")
+        sent = [_irreps(block.linear_up.irreps_out) for block in blocks]
+        if any(len(set(widths.values())) > 1 for widths in sent):
+            raise _Unsupported(f"edge features {sent} of different widths in one layer")
+        edges = tuple(widths[0] for widths in sent)
         correlations = {int(c.correlation) for p in model.products for c in p.symmetric_contractions.contractions}
         if len(correlations) > 1:
             raise _Unsupported(f"correlation orders {sorted(correlations)} that differ by layer")
@@ -192,7 +214,7 @@ class _Reader:
             readout_mlp=width,
             first_layer="residual" if INTERACTIONS[kinds[0]][1] else "plain",
             interaction=INTERACTIONS[kinds[0]][0],  # type: ignore[arg-type]
-            edge_channels=None if edges == {channels} else edges.pop(),
+            edge_channels=None if set(edges) == {channels} else edges,
             distance_transform=self._transform(),  # type: ignore[arg-type]
             envelope="basis" if getattr(radial, "apply_cutoff", True) else "messages",
             element_products=not getattr(model, "use_agnostic_product", False),
@@ -457,3 +479,21 @@ def _coupling_ratio(l_feature: int, l_edge: int, l_out: int) -> float:
     if not np.allclose(theirs, ratio * ours, atol=1e-6):
         raise _Unsupported(f"another convention of the coupling {l_feature} x {l_edge} -> {l_out}")
     return ratio
+
+
+def original_energies(path: str | os.PathLike[str]) -> Callable[[ase.Atoms, str], float]:
+    """The energies that mace-torch itself gives at each level, in float64; call it on trusted files only.
+
+    Raises:
+        ImportError: mace-torch is not installed.
+    """
+    from mace.calculators import MACECalculator
+
+    model = _unpickle(Path(path))
+
+    def energy(atoms: ase.Atoms, level: str) -> float:
+        with _silence():
+            calculator = MACECalculator(models=[model], device="cpu", default_dtype="float64", head=level)
+            return float(calculator.get_potential_energy(atoms))
+
+    return energy

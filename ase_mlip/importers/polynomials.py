@@ -41,7 +41,8 @@ def contraction_weights(
         place = {monomial: number for number, monomial in enumerate(monomials)}
         theirs = couplings[degree].reshape(2 * l_out + 1, size**degree, -1)
         target = np.zeros((2 * l_out + 1, len(monomials), theirs.shape[-1]))
-        np.add.at(target, (slice(None), [place[index] for index in orderings]), theirs)
+        columns = np.array([place[index] for index in orderings])
+        np.add.at(target, np.s_[:, columns], theirs)  # type: ignore[arg-type]
         basis = np.zeros((2 * l_out + 1, len(monomials), ends[degree] - ends[degree - 1]))
         for m, contraction in enumerate(ours):
             for factors, column in zip(contraction.factors, contraction.coefficients.T, strict=True):

@@ -15,6 +15,7 @@ from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
 from ase_mlip.networks.contraction import SymmetricContraction
 from ase_mlip.networks.coupling import spherical_harmonics
+from ase_mlip.networks.heads import check_head_names, complete_head_names
 from ase_mlip.networks.layers import ElementGate, ElementLinear, Features, Gate, Linear, unit_normal
 from ase_mlip.networks.neighbor_sum import Edges, NeighborDensity, NeighborSum
 from ase_mlip.networks.radial import CutoffFunction, agnesi_transform, bessel_basis, cutoff_envelope, soft_transform
@@ -47,7 +48,7 @@ class MaceConfig:
         interaction: how messages are normalised: "mean" divides by the mean number of neighbours, "density" by one plus
             a learned count of them (MACE-MP-0b and later), "gated" by a learned multiple of it in a non-linear block
             whose radial weights know both elements (MACE-MH).
-        edge_channels: width of the features that are sent to neighbours; `num_channels` if None.
+        edge_channels: width of the features that each layer sends to neighbours; `num_channels` in all if None.
         distance_transform: of the argument of the radial basis, by the covalent radii of the pair.
         envelope: whether the cutoff multiplies the radial "basis" or the "messages".
         element_products: whether the product's weights depend on the element.
@@ -72,7 +73,7 @@ class MaceConfig:
     readout_mlp: int = 16
     first_layer: FirstLayer = "residual"
     interaction: Interaction = "mean"
-    edge_channels: int | None = None
+    edge_channels: tuple[int, ...] | None = None
     distance_transform: DistanceTransform = "none"
     envelope: Envelope = "basis"
     element_products: bool = True
@@ -87,11 +88,7 @@ class MaceConfig:
         object.__setattr__(self, "radial_mlp", tuple(self.radial_mlp))
         if self.head_names is not None:
             object.__setattr__(self, "head_names", tuple(self.head_names))
-            if len(set(self.head_names)) != self.num_readout_heads:
-                raise ValueError(
-                    f"head_names={self.head_names} with num_readout_heads={self.num_readout_heads}: "
-                    "give one name for each head, all different"
-                )
+        check_head_names(self.head_names, self.num_readout_heads)
         positive = ("num_channels", "num_layers", "num_bessel", "cutoff_order", "readout_mlp", "num_readout_heads")
         for name in positive:
             if getattr(self, name) < 1:
@@ -100,10 +97,12 @@ class MaceConfig:
             raise ValueError(f"hidden_l_max={self.hidden_l_max}: give 0 to l_max={self.l_max}")
         if not 1 <= self.correlation <= 4:
             raise ValueError(f"correlation={self.correlation}: give 1, 2, 3 or 4")
-        for name in ("edge_channels", "pair_embedding"):
-            width = getattr(self, name)
-            if width is not None and width < 1:
-                raise ValueError(f"{name}={width}: give a whole number of at least 1, or None")
+        if self.edge_channels is not None:
+            object.__setattr__(self, "edge_channels", tuple(self.edge_channels))
+            if len(self.edge_channels) != self.num_layers or min(self.edge_channels) < 1:
+                raise ValueError(f"edge_channels={self.edge_channels}: give one positive width for each layer, or None")
+        if self.pair_embedding is not None and self.pair_embedding < 1:
+            raise ValueError(f"pair_embedding={self.pair_embedding}: give a whole number of at least 1, or None")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, choices))}")
@@ -139,13 +138,7 @@ class Mace(nn.Module):
     @property
     def head_names(self) -> tuple[str, ...]:
         """Names of the readout heads, in order."""
-        if self.config.head_names is not None:
-            return self.config.head_names
-        count = self.config.num_readout_heads
-        known = tuple(head.name for head in self.dataset_info.heads)
-        if len(known) > count:
-            raise ValueError(f"num_readout_heads={count} but the dataset describes the heads {known}; raise the number")
-        return known + tuple(f"head_{number}" for number in range(len(known), count))
+        return complete_head_names(self.config.head_names, self.config.num_readout_heads, self.dataset_info)
 
     @nn.nowrap
     def rebuild(self, config: MaceConfig, dataset_info: DatasetInfo) -> Mace:
@@ -178,6 +171,7 @@ class Mace(nn.Module):
             layer = MaceLayer(
                 config,
                 info.avg_num_neighbors,
+                edge_channels=config.edge_channels[number] if config.edge_channels else config.num_channels,
                 hidden_l_max=0 if last else config.hidden_l_max,
                 residual=number > 0 or config.first_layer == "residual",
                 name=f"layer_{number}",
@@ -222,6 +216,7 @@ class MaceLayer(nn.Module):
 
     config: MaceConfig
     avg_num_neighbors: float
+    edge_channels: int
     hidden_l_max: int
     residual: bool
 
@@ -231,7 +226,7 @@ class MaceLayer(nn.Module):
         config = self.config
         channels = config.num_channels
         kept = {ell: x for ell, x in features.items() if ell <= self.hidden_l_max}
-        sent = Linear(config.edge_channels or channels, name="linear_up")(features)
+        sent = Linear(self.edge_channels, name="linear_up")(features)
         skip: Features = {}
         if config.interaction == "gated":
             message, skip = self._gated_message(sent, species, edges), Linear(channels, name="skip")(kept)
