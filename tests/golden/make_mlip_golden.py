@@ -104,8 +104,7 @@ def evaluate(path: Path, atoms: ase.Atoms, head: int) -> dict[str, np.ndarray]:
         from mlip.models.inference_context import InferenceContext
 
         options["inference_context"] = InferenceContext(dataset_idx=head)
-    with jax.enable_x64(False):
-        force_field = load_model_from_zip(Mace, path, **options)
+    force_field = load_model_from_zip(Mace, path, **options)
     atoms = atoms.copy()
     atoms.calc = MLIPForceFieldASECalculator(atoms, 1.0, force_field)
     return {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
