@@ -77,7 +77,7 @@ def test_description_survives(model: ForceField, path: Path) -> None:
     assert loaded.heads == ("base", "delta")
     assert asdict(loaded.dataset_info) == asdict(model.dataset_info)
     assert asdict(loaded.dataset_info.heads[1]) == {
-        "name": "delta", "atomic_energies": (0.1, -1 / 3), "scale": 0.7, "shift": 1e-17
+        "name": "delta", "atomic_energies": (0.1, -1 / 3), "scale": 0.7, "shift": 1e-17, "repulsion": 0.0
     }  # fmt: skip
     assert loaded.predictor.network.config == model.predictor.network.config
     assert loaded.provenance == PROVENANCE
@@ -181,6 +181,6 @@ def test_failed_save_keeps_the_old_file(
 
 
 @pytest.mark.parametrize("name", ["defualt", "nowhere/model.safetensors", "."])
-def test_missing_file_lists_the_shipped_models(name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"shipped are default"):
+def test_missing_file_lists_the_models(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Shipped with the package: default\. Published.*mace-mpa-0-medium"):
         ForceField.load(name)

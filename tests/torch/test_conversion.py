@@ -80,5 +80,5 @@ def test_what_is_not_here_is_named(tmp_path: Path) -> None:
     model = build("plain")
     model.readouts[0].extra = torch.nn.Linear(2, 2)
     torch.save(model, path)
-    with pytest.raises(ModelFileError, match="the parameters readouts.0.extra"):
+    with pytest.raises(ModelFileError, match=r"the parameters readouts\.0\.extra"):
         read_mace_torch(path, trust=True)
