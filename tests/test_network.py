@@ -184,6 +184,7 @@ def test_each_config_field_counts() -> None:
         "cutoff_order": 3, "radial_mlp": (8, 8), "readout_mlp": 5, "first_layer": "plain", "num_readout_heads": 2,
         "head_names": ("other",), "interaction": "density", "edge_channels": (4, 2), "distance_transform": "agnesi",
         "envelope": "messages", "element_products": False, "readouts": "last_layer", "readout": "biased_mlp",
+        "cutoff_function": "soft", "gated_products": True, "pair_embedding": 2,
     }  # fmt: skip
     assert set(other) == {field.name for field in fields(MaceConfig)}
 
@@ -191,7 +192,7 @@ def test_each_config_field_counts() -> None:
         return jax.tree.map(np.shape, dict(random_force_field(config).params))
 
     silent = {name for name, value in other.items() if shapes(replace(TINY, **{name: value})) == shapes(TINY)}
-    assert silent == {"cutoff_order", "distance_transform", "envelope"}
+    assert silent == {"cutoff_function", "cutoff_order", "distance_transform", "envelope"}
     atoms = [build_zoo()["molecule"]]
 
     def energy(**changed: Any) -> float:
@@ -200,6 +201,7 @@ def test_each_config_field_counts() -> None:
     energies = [
         energy(),
         energy(distance_transform="soft"),
+        energy(cutoff_function="cosine"),
         *(energy(**{name: other[name]}) for name in sorted(silent)),
     ]
     assert min(abs(a - b) for a, b in combinations(energies, 2)) > 1e-4
