@@ -61,6 +61,7 @@ def train(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     name: Annotated[str | None, typer.Option(help="a name and level of theory to keep in the file")] = None,
+    licence: Annotated[str | None, typer.Option(help="licence of the weights to keep in the file")] = None,
     folder: Folder = None,
     seed: Seed = 0,
 ) -> None:
@@ -83,7 +84,11 @@ def train(
         keys=LabelKeys(energy_key, forces_key, stress_key),
         learning_rate=learning_rate,
         settings=TrainSettings(epochs, batch_size, ema, loss, max_shapes=max_shapes, seed=seed),
-        provenance={"training_data": Path(train_set).name} | ({"name": name} if name else {}),
+        provenance={
+            key: value
+            for key, value in (("training_data", Path(train_set).name), ("name", name), ("licence", licence))
+            if value
+        },
         folder=folder,
         log=typer.echo,
     )
