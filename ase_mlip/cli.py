@@ -28,7 +28,7 @@ Seed = Annotated[int, typer.Option(help="seed of everything random")]
 def demo(
     folder: Annotated[Path, typer.Option(help="where to write")] = Path("ase-mlip-demo"),
     steps: Annotated[int, typer.Option(min=1, help="MD steps of 0.5 fs")] = 2000,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the training frames")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the training frames")] = 36,
 ) -> None:
     """Fine-tune the shipped model on a DFT trajectory of glycine, relax it, run MD."""
     from ase_mlip.demo import run_demo
