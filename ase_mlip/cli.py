@@ -28,7 +28,7 @@ Seed = Annotated[int, typer.Option(help="seed of everything random")]
 def demo(
     folder: Annotated[Path, typer.Option(help="where to write")] = Path("ase-mlip-demo"),
     steps: Annotated[int, typer.Option(min=1, help="MD steps of 0.5 fs")] = 2000,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the training frames")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the training frames")] = 36,
 ) -> None:
     """Fine-tune the shipped model on a DFT trajectory of glycine, relax it, run MD."""
     from ase_mlip.demo import run_demo
@@ -61,6 +61,7 @@ def train(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     name: Annotated[str | None, typer.Option(help="a name and level of theory to keep in the file")] = None,
+    licence: Annotated[str | None, typer.Option(help="licence of the weights to keep in the file")] = None,
     folder: Folder = None,
     seed: Seed = 0,
 ) -> None:
@@ -83,7 +84,11 @@ def train(
         keys=LabelKeys(energy_key, forces_key, stress_key),
         learning_rate=learning_rate,
         settings=TrainSettings(epochs, batch_size, ema, loss, max_shapes=max_shapes, seed=seed),
-        provenance={"training_data": Path(train_set).name} | ({"name": name} if name else {}),
+        provenance={
+            key: value
+            for key, value in (("training_data", Path(train_set).name), ("name", name), ("licence", licence))
+            if value
+        },
         folder=folder,
         log=typer.echo,
     )

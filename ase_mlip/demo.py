@@ -41,7 +41,7 @@ def demo_data() -> Path:
     raise FileNotFoundError(f"the demo's trajectory is missing; looked for {', '.join(map(str, places))}")
 
 
-def run_demo(folder: Path, steps: int = 2000, epochs: int = 60, log: Callable[[str], None] = print) -> FineTuneResult:
+def run_demo(folder: Path, steps: int = 2000, epochs: int = 36, log: Callable[[str], None] = print) -> FineTuneResult:
     """Fine-tune, compare, relax, run Langevin MD; everything is written into `folder`.
 
     Args:
