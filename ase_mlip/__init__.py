@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ase_mlip.calculator import MLIPCalculator
+    from ase_mlip.contract import check_contract
+    from ase_mlip.convert import convert_model
     from ase_mlip.dataset import LabelKeys
     from ase_mlip.dataset_info import DatasetInfo, Head
     from ase_mlip.evaluate import Errors, LossWeights, evaluate_frames
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "calculator": ("MLIPCalculator",),
+    "contract": ("check_contract",),
+    "convert": ("convert_model",),
     "dataset": ("LabelKeys",),
     "dataset_info": ("DatasetInfo", "Head"),
     "evaluate": ("Errors", "LossWeights", "evaluate_frames"),
@@ -58,6 +62,8 @@ __all__ = [
     "Prediction",
     "Predictor",
     "TrainSettings",
+    "check_contract",
+    "convert_model",
     "evaluate_frames",
     "fine_tune",
     "mask_optimizer_for_finetuning",

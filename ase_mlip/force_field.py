@@ -46,14 +46,26 @@ class ForceField:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_mlip_network(cls, network: Network, seed: int = 0) -> ForceField:
-        """A force field with random parameters."""
+    def from_mlip_network(cls, network: Network, seed: int = 0, known: Params | None = None) -> ForceField:
+        """A force field with random parameters.
+
+        Args:
+            network: the architecture.
+            seed: of the random numbers.
+            known: parameters to keep as they are; only those that are missing are drawn, which saves compiling the rest.
+        """
         info = network.dataset_info
         atoms = ase.Atoms([info.elements[0]] * 2, positions=[[0, 0, 0], [0, 0, info.cutoff / 2]])
-        graph = Graph.from_atoms(atoms, info.elements, info.cutoff, np.ones(len(network.head_names)))
-        graph = graph.astype("float32")
-        variables = jax.jit(network.init)(jax.random.key(seed), graph.vectors(info.cutoff), graph)
-        return cls(Predictor.from_network(network), jax.tree.map(np.asarray, variables["params"]))
+        graph = Graph.from_atoms(atoms, info.elements, info.cutoff, np.ones(len(network.head_names))).astype("float32")
+
+        def draw(params: Params) -> Params:
+            variables = {"params": params} if params else {}
+            options = {"rngs": {"params": jax.random.key(seed)}, "mutable": ["params"]}
+            return network.apply(variables, graph.vectors(info.cutoff), graph, **options)[1]["params"]
+
+        kept = dict(known or {})
+        params = flatten_dict(jax.tree.map(np.asarray, jax.jit(draw)(kept)))
+        return cls(Predictor.from_network(network), unflatten_dict({**params, **flatten_dict(kept)}))
 
     def __call__(self, graph: Graph, *, per_head: bool = False, dtype: str = "float32") -> Prediction:
         """Total energy, forces and stress of a graph, padded or not.

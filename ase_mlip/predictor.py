@@ -33,12 +33,8 @@ class Network(Protocol):
         """The same architecture with another configuration and constants."""
         ...
 
-    def init(self, *args: Any) -> Any:
-        """Flax: random variables."""
-        ...
-
-    def apply(self, variables: Any, vectors: jax.Array, graph: Graph) -> jax.Array:
-        """Flax: node energies [nodes, heads], dimensionless."""
+    def apply(self, variables: Any, vectors: jax.Array, graph: Graph, **options: Any) -> Any:
+        """Flax: node energies [nodes, heads], dimensionless; with `mutable`, also parameters that are missing."""
         ...
 
 

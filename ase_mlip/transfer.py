@@ -133,7 +133,7 @@ def add_head(base: ForceField, name: str, seed: int = 0, base_level: str | None 
     heads = (*base.heads, name)
     config = replace(network.config, num_readout_heads=len(heads), head_names=heads)
     grown = network.rebuild(config, base.dataset_info)
-    initial = ForceField.from_mlip_network(grown, seed=seed)
+    initial = ForceField.from_mlip_network(grown, seed=seed, known=base.params)
     params, blocks = transfer_params(base.params, initial.params, scale_factor=1.0)
     flat = flatten_dict(params)
     silent = {
