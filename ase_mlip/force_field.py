@@ -52,7 +52,7 @@ class ForceField:
         Args:
             network: the architecture.
             seed: of the random numbers.
-            known: parameters to keep as they are; only those that are missing are drawn, which saves compiling the rest.
+            known: parameters to keep; only those that are missing are drawn, which saves compiling the rest.
         """
         info = network.dataset_info
         atoms = ase.Atoms([info.elements[0]] * 2, positions=[[0, 0, 0], [0, 0, info.cutoff / 2]])
