@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from ase_mlip import symmetric
+from ase_mlip.networks import symmetric
 from ase_mlip.networks.coupling import spherical_harmonics
 from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
 
