@@ -215,7 +215,7 @@ def test_wrong_arguments(force_field: ForceField) -> None:
         MLIPCalculator(force_field, dtype="float16")
     with pytest.raises(ValueError, match="skin"):
         MLIPCalculator(force_field, skin=-1.0)
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*shipped are default"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*Shipped with the package: default"):
         MLIPCalculator("nowhere")
 
 

@@ -107,7 +107,7 @@ def test_info(model: Path) -> None:
     printed = run("info", model)
     rows = dict(line.split(maxsplit=1) for line in printed.splitlines() if not line.startswith("level"))
     assert rows["SHA-256"] == hashlib.sha256(model.read_bytes()).hexdigest()
-    assert rows["elements"] == "H O"
+    assert rows["elements"] == "2: H O"
     assert rows["cutoff"] == "4 Angstrom"
     assert rows["name"] == "toy"
     sizes = [leaf.size for leaf in ForceField.load(model).params["head_base"].values()]
@@ -124,7 +124,7 @@ def test_errors_are_one_line(
     broken.write_bytes(model.read_bytes()[:-5])
     out = ["-o", tmp_path / "out.safetensors"]
     cases = {
-        ("info", "nothing.safetensors"): "shipped are default",
+        ("info", "nothing.safetensors"): "Shipped with the package: default. Published",
         ("info", broken): "truncated",
         ("evaluate", model, tmp_path / "gone.traj"): "there is no file",
         ("evaluate", model, note): "note.txt",
@@ -148,11 +148,10 @@ def test_a_real_process_prints_one_line_and_fails() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.splitlines() == [
-        "error: 'nothing.safetensors' is neither a file nor a shipped model; shipped are default"
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: 'nothing.safetensors' is neither a file nor the name of a model. Shipped")
 
 
 def test_help_names_every_command() -> None:
     printed = run("--help")
-    assert all(name in printed for name in ("demo", "train", "finetune", "evaluate", "info"))
+    assert all(name in printed for name in ("demo", "train", "finetune", "evaluate", "convert", "info"))
