@@ -20,7 +20,7 @@ from ase_mlip.dataset_info import DatasetInfo, Head
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph, PadShape, batch
 from ase_mlip.networks.mace import Mace, MaceConfig
-from ase_mlip.predictor import Prediction, Predictor
+from ase_mlip.predictor import Network, Prediction, Predictor
 
 CUTOFF = 3.4
 TINY = MaceConfig(num_channels=4, l_max=2, correlation=2, num_bessel=4, radial_mlp=(8,), readout_mlp=4)
@@ -30,9 +30,14 @@ INFO = DatasetInfo.create(
 
 
 def random_force_field(config: MaceConfig = TINY, info: DatasetInfo = INFO, seed: int = 0) -> ForceField:
-    """Random weights drawn by numpy: only the shapes are asked of the network, so that nothing is compiled."""
-    network = Mace(config, info)
-    graph = Graph.from_atoms(ase.Atoms("H"), info.elements, info.cutoff, np.ones(config.num_readout_heads))
+    """A MACE with random weights."""
+    return random_weights(Mace(config, info), seed)
+
+
+def random_weights(network: Network, seed: int = 0) -> ForceField:
+    """Unit-normal weights drawn by numpy: only the shapes are asked of the network, so that nothing is compiled."""
+    info = network.dataset_info
+    graph = Graph.from_atoms(ase.Atoms("H"), info.elements, info.cutoff, np.ones(network.config.num_readout_heads))
     graph = batch([graph.astype("float32")], PadShape(1, 4, 4))
     shapes = jax.eval_shape(network.init, jax.random.key(0), graph.vectors(info.cutoff), graph)["params"]
     rng = np.random.default_rng(seed)

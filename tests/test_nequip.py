@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
-from conftest import CUTOFF, INFO, build_zoo
+from conftest import CUTOFF, INFO, build_zoo, random_weights
 from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.spatial.transform import Rotation
 
@@ -39,13 +39,8 @@ SIMPLE = replace(TINY, channels=(3,), num_layers=1, l_max=0)
 
 
 def random_force_field(config: NequipConfig = TINY, info: DatasetInfo = INFO, seed: int = 0) -> ForceField:
-    """Unit-normal weights drawn by numpy: only the shapes are asked of the network, so that nothing is compiled."""
-    network = Nequip(config, info)
-    graph = Graph.from_atoms(ase.Atoms("H"), info.elements, info.cutoff, np.ones(config.num_readout_heads))
-    graph = batch([graph.astype("float32")], PadShape(1, 4, 4))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), graph.vectors(info.cutoff), graph)["params"]
-    rng = np.random.default_rng(seed)
-    return ForceField(Predictor.from_network(network), jax.tree.map(lambda x: rng.normal(size=x.shape), shapes))
+    """A NequIP with random weights."""
+    return random_weights(Nequip(config, info), seed)
 
 
 def split(force_field: ForceField, structures: list[ase.Atoms], shape: PadShape | None = None) -> list[Prediction]:

@@ -110,10 +110,10 @@ def source_energies(path: str | os.PathLike[str]) -> Callable[..., float] | None
 
             return original_energies(path)
         if kind == "nequix":
-            from nequix.calculator import NequixCalculator  # type: ignore[import-not-found]
+            from nequix.calculator import NequixCalculator
 
             calculator = NequixCalculator(model_path=Path(path), use_kernel=False)
             return lambda atoms, level: float(calculator.get_potential_energy(atoms))
     except ImportError:
-        return None
+        pass
     return None

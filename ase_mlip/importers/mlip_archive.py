@@ -25,12 +25,12 @@ from ase_mlip.model_file import ModelFileError
 from ase_mlip.networks.coupling import coupling_paths
 from ase_mlip.networks.mace import Mace
 from ase_mlip.networks.neighbor_sum import PAIR_MLP
-from ase_mlip.networks.radial import SILU_NORM
+from ase_mlip.networks.radial import SAMPLED_SILU_NORM, SILU_NORM
 from ase_mlip.predictor import Predictor
 
 Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]
-SILU_GAIN = 1.6765620560798837 / SILU_NORM  # mlip's constant, which comes from a million samples, over ours
+SILU_GAIN = SAMPLED_SILU_NORM / SILU_NORM  # mlip's constant over ours
 
 
 def read_mlip(path: str | os.PathLike[str]) -> ForceField:

@@ -1,6 +1,10 @@
-"""Names of readout heads, as every architecture understands them."""
+"""What every architecture with readout heads has in common."""
 
 from __future__ import annotations
+
+from typing import Any, Self
+
+import flax.linen as nn
 
 from ase_mlip.dataset_info import DatasetInfo
 
@@ -17,15 +21,28 @@ def check_head_names(names: tuple[str, ...] | None, count: int) -> None:
         )
 
 
-def complete_head_names(names: tuple[str, ...] | None, count: int, dataset_info: DatasetInfo) -> tuple[str, ...]:
-    """The configured names; by default those of the dataset's heads, then head_1, head_2, ...
+class MultiHeadNetwork(nn.Module):
+    """A network made from a configuration with `num_readout_heads` and `head_names`, and the dataset's constants."""
 
-    Raises:
-        ValueError: the dataset describes more heads than `count`.
-    """
-    if names is not None:
-        return names
-    known = tuple(head.name for head in dataset_info.heads)
-    if len(known) > count:
-        raise ValueError(f"num_readout_heads={count} but the dataset describes the heads {known}; raise the number")
-    return known + tuple(f"head_{number}" for number in range(len(known), count))
+    config: Any
+    dataset_info: DatasetInfo
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the readout heads, in order; by default those of the dataset's heads, then head_1, head_2, ...
+
+        Raises:
+            ValueError: the dataset describes more heads than the configuration.
+        """
+        names, count = self.config.head_names, self.config.num_readout_heads
+        if names is not None:
+            return tuple(names)
+        known = tuple(head.name for head in self.dataset_info.heads)
+        if len(known) > count:
+            raise ValueError(f"num_readout_heads={count} but the dataset describes the heads {known}; raise the number")
+        return known + tuple(f"head_{number}" for number in range(len(known), count))
+
+    @nn.nowrap
+    def rebuild(self, config: Any, dataset_info: DatasetInfo) -> Self:
+        """The same architecture with another configuration and constants."""
+        return type(self)(config, dataset_info)

@@ -15,7 +15,7 @@ from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
 from ase_mlip.networks.contraction import SymmetricContraction
 from ase_mlip.networks.coupling import spherical_harmonics
-from ase_mlip.networks.heads import check_head_names, complete_head_names
+from ase_mlip.networks.heads import MultiHeadNetwork, check_head_names
 from ase_mlip.networks.layers import ElementGate, ElementLinear, Features, Gate, Linear, unit_normal
 from ase_mlip.networks.neighbor_sum import Edges, NeighborDensity, NeighborSum
 from ase_mlip.networks.radial import CutoffFunction, agnesi_transform, bessel_basis, cutoff_envelope, soft_transform
@@ -26,6 +26,7 @@ FirstLayer = Literal["residual", "plain"]
 DistanceTransform = Literal["none", "agnesi", "soft"]
 Envelope = Literal["basis", "messages"]
 Readouts = Literal["every_layer", "last_layer"]
+GATED_DENSITY_WIDTH = 64  # hidden width of the gated interaction's count of neighbours
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ CHOICES = {
 }
 
 
-class Mace(nn.Module):
+class Mace(MultiHeadNetwork):
     """MACE with any number of additive readout heads: neighbour vectors -> node energies per head.
 
     Example:
@@ -134,16 +135,6 @@ class Mace(nn.Module):
     dataset_info: DatasetInfo
 
     Config = MaceConfig
-
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """Names of the readout heads, in order."""
-        return complete_head_names(self.config.head_names, self.config.num_readout_heads, self.dataset_info)
-
-    @nn.nowrap
-    def rebuild(self, config: MaceConfig, dataset_info: DatasetInfo) -> Mace:
-        """The same architecture with another configuration and constants."""
-        return Mace(config, dataset_info)
 
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:
@@ -204,11 +195,12 @@ class Mace(nn.Module):
         if config.envelope == "messages":
             return Edges(graph.neighbors, graph.species, harmonics, radial, envelope)
         radial *= envelope[..., None]
-        # biases in the radial network: what is beyond the cutoff must be cut off here
-        inside = jnp.where(distances < info.cutoff, 1.0, 0.0).astype(radial.dtype)
-        return Edges(
-            graph.neighbors, graph.species, harmonics, radial, inside if config.interaction == "gated" else None
-        )
+        inside = None
+        if (
+            config.interaction == "gated"
+        ):  # biases in the radial network: what is beyond the cutoff must be cut off here
+            inside = jnp.where(distances < info.cutoff, 1.0, 0.0).astype(radial.dtype)
+        return Edges(graph.neighbors, graph.species, harmonics, radial, inside)
 
 
 class MaceLayer(nn.Module):
@@ -262,6 +254,3 @@ class MaceLayer(nn.Module):
         own = Linear(channels, scalars, name="linear_residual")(sent)
         message = {ell: x / (alpha + beta * density) + own.get(ell, 0.0) for ell, x in message.items()}
         return Linear(channels, name="linear_gated")(Gate(channels)(message))
-
-
-GATED_DENSITY_WIDTH = 64

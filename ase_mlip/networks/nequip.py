@@ -21,14 +21,12 @@ from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.coupling import coupling_paths, coupling_table, spherical_harmonics
-from ase_mlip.networks.heads import check_head_names, complete_head_names
-from ase_mlip.networks.radial import bessel_basis, polynomial_cutoff
+from ase_mlip.networks.heads import MultiHeadNetwork, check_head_names
+from ase_mlip.networks.radial import SAMPLED_SILU_NORM, bessel_basis, polynomial_cutoff
 
 Features = dict[int, jax.Array]  # degree l -> [nodes, 2 l + 1, channels]
 unit_normal = nn.initializers.normal(1.0)
 
-# 1 / sqrt(E[silu(z)^2]) for normal z as e3nn-jax samples it: 2e-5 from the integral, but what published weights expect.
-GATE_NORM = 1.6765620560798837
 NORM_EPSILON = 1e-12
 RADIAL_GAIN = 2.0  # of the radial network's hidden layers at the start: SiLU halves small numbers
 
@@ -80,7 +78,7 @@ class NequipConfig:
             raise ValueError(f"channels={self.channels}: give the widths of degrees 0 up to at most l_max={self.l_max}")
 
 
-class Nequip(nn.Module):
+class Nequip(MultiHeadNetwork):
     """NequIP with any number of additive readout heads: neighbour vectors -> node energies per head.
 
     Example:
@@ -93,16 +91,6 @@ class Nequip(nn.Module):
     dataset_info: DatasetInfo
 
     Config = NequipConfig
-
-    @property
-    def head_names(self) -> tuple[str, ...]:
-        """Names of the readout heads, in order."""
-        return complete_head_names(self.config.head_names, self.config.num_readout_heads, self.dataset_info)
-
-    @nn.nowrap
-    def rebuild(self, config: NequipConfig, dataset_info: DatasetInfo) -> Nequip:
-        """The same architecture with another configuration and constants."""
-        return Nequip(config, dataset_info)
 
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:
@@ -296,6 +284,6 @@ def gate(features: Features, widths: tuple[int, ...]) -> Features:
         features: degree 0 has the `widths[0]` scalars, then the gates of degree 1, 2, ...
         widths: channels of each degree of the output.
     """
-    active = GATE_NORM * jax.nn.silu(features[0])
+    active = SAMPLED_SILU_NORM * jax.nn.silu(features[0])
     parts = jnp.split(active, list(accumulate(widths))[:-1], axis=-1)
     return {ell: part if ell == 0 else part * features[ell] for ell, part in enumerate(parts)}

@@ -11,6 +11,8 @@ CutoffFunction = Literal["polynomial", "soft", "cosine"]
 
 # 1 / sqrt(E[f(z)^2]) for normal z: keeps the second moment at one through an activation f.
 SILU_NORM = 1.6765324703310907
+# SILU_NORM as e3nn-jax samples it: 2e-5 from the integral, but what the weights of nequix and mlip expect.
+SAMPLED_SILU_NORM = 1.6765620560798837
 SIGMOID_NORM = 1.8462285453387506
 AGNESI = (1.0805, 0.9183, 4.5791)  # a, q, p of all published models
 SOFT_STEEPNESS = 4.0
