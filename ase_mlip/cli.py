@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,6 +188,7 @@ def convert(
 def info(model: Annotated[str, typer.Argument(help="model file or the name of a shipped model")]) -> None:
     """Print what a model file holds."""
     from ase_mlip.force_field import ForceField, model_path
+    from ase_mlip.model_file import file_sha256
 
     path = model_path(model)
     force_field = ForceField.load(path)
@@ -196,7 +196,7 @@ def info(model: Annotated[str, typer.Argument(help="model file or the name of a 
     symbols = network.dataset_info.symbols
     rows: dict[str, Any] = {
         "file": path,
-        "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "SHA-256": file_sha256(path),
         "architecture": type(network).__name__,
         "parameters": f"{force_field.num_params:,}",
         "elements": f"{len(symbols)}: {' '.join(symbols)}",

@@ -12,6 +12,7 @@ import numpy as np
 from ase.data import atomic_numbers, covalent_radii
 from scipy.spatial.transform import Rotation
 
+from ase_mlip.dataset import elements_of
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import PadShape, batch
 
@@ -73,27 +74,16 @@ def check_contract(force_field: ForceField, tolerance: float = 1e-6) -> None:
     """
     rng = np.random.default_rng(0)
     originals = check_structures(force_field.elements, force_field.cutoff)
-    reduced = force_field.for_elements({int(z) for atoms in originals.values() for z in atoms.numbers})
+    reduced = force_field.for_elements(elements_of(originals.values()))
     turn = -Rotation.random(random_state=1).as_matrix()  # with inversion
-    directions, orders, variants = {}, {}, []
+    directions, strains, orders, variants = {}, {}, {}, []
     for name, atoms in originals.items():
         direction, strain = rng.normal(size=atoms.positions.shape), rng.normal(size=(3, 3))
-        direction /= np.linalg.norm(direction)
-        strain = (strain + strain.T) / np.linalg.norm(strain + strain.T)
-        order = rng.permutation(len(atoms))
-        directions[name], orders[name] = (direction, strain), order
-        variants.append(atoms)
-        for sign in (1, -1):
-            moved, strained = atoms.copy(), atoms.copy()
-            moved.positions += sign * STEP * direction
-            strained.set_cell(atoms.cell.array @ (np.eye(3) + sign * STEP * strain))
-            strained.positions = atoms.positions @ (np.eye(3) + sign * STEP * strain)
-            variants += [moved, strained]
-        turned, shuffled = atoms.copy(), atoms[order]
-        turned.set_cell(atoms.cell.array @ turn)
-        turned.positions = atoms.positions @ turn
-        shuffled.positions += (rng.integers(-2, 3, atoms.positions.shape) * atoms.pbc) @ atoms.cell.array
-        variants += [turned, shuffled]
+        directions[name] = direction / np.linalg.norm(direction)
+        strains[name] = (strain + strain.T) / np.linalg.norm(strain + strain.T)
+        orders[name] = rng.permutation(len(atoms))
+        images = rng.integers(-2, 3, atoms.positions.shape)
+        variants += _variants(atoms, directions[name], strains[name], turn, orders[name], images)
     graphs = [reduced.graph(atoms) for atoms in variants]
     whole = reduced(batch(graphs), dtype="float64")
     ends = np.cumsum([0, *(len(atoms) for atoms in variants)])
@@ -109,7 +99,7 @@ def check_contract(force_field: ForceField, tolerance: float = 1e-6) -> None:
 
     for number, (name, atoms) in enumerate(originals.items()):
         first = 7 * number
-        direction, strain = directions[name]
+        direction, strain = directions[name], strains[name]
         slope = (energies[first + 1] - energies[first + 3]) / (2 * STEP)
         demand("forces are not the gradient", name, abs(slope + np.sum(forces[first] * direction) / scale), tolerance)
         if atoms.cell.rank == 3:
@@ -133,6 +123,29 @@ def check_contract(force_field: ForceField, tolerance: float = 1e-6) -> None:
     padded = alone.forces[: len(chain.species)] - forces[0]
     demand("forces depend on the batch", "chain", np.abs(padded).max() / scale, tolerance / 1000)
     _check_round_trip(force_field)
+
+
+def _variants(
+    atoms: ase.Atoms,
+    direction: np.ndarray,
+    strain: np.ndarray,
+    turn: np.ndarray,
+    order: np.ndarray,
+    images: np.ndarray,
+) -> list[ase.Atoms]:
+    """The structure itself; moved and strained, forward and back; turned; with its atoms in another order and image."""
+    found = [atoms]
+    for sign in (1, -1):
+        moved, strained, deformation = atoms.copy(), atoms.copy(), np.eye(3) + sign * STEP * strain
+        moved.positions += sign * STEP * direction
+        strained.set_cell(atoms.cell.array @ deformation)
+        strained.positions = atoms.positions @ deformation
+        found += [moved, strained]
+    turned, shuffled = atoms.copy(), atoms[order]
+    turned.set_cell(atoms.cell.array @ turn)
+    turned.positions = atoms.positions @ turn
+    shuffled.positions += (images * atoms.pbc) @ atoms.cell.array
+    return [*found, turned, shuffled]
 
 
 def _check_round_trip(force_field: ForceField) -> None:

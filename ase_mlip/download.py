@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -16,6 +15,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from ase_mlip.model_file import file_sha256
 from ase_mlip.registry import PUBLISHED, PublishedModel, unknown_name
 
 TIMEOUT = 60.0  # seconds without a byte
@@ -91,7 +91,7 @@ def _download(model: PublishedModel, path: Path) -> None:
             f"({broken or 'the server closed the connection'}): run the same again to "
             f"{'resume' if tag.is_file() else 'start over'}. {_by_hand(model, path)}"
         )
-    digest = _sha256(part)
+    digest = file_sha256(part)
     tag.unlink(missing_ok=True)
     if model.sha256 not in (None, digest):
         part.unlink()
@@ -198,7 +198,7 @@ def _check_cached(model: PublishedModel, path: Path) -> None:
     expected = model.sha256
     if expected is None and record.is_file():
         expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
-    digest = _sha256(path)
+    digest = file_sha256(path)
     if expected is None:
         with suppress(OSError):  # a shared cache may be read-only
             _record(model, path, digest)
@@ -221,11 +221,6 @@ def _record(model: PublishedModel, path: Path, digest: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, _record_path(path))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _by_hand(model: PublishedModel, path: Path) -> str:

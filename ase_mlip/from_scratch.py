@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from ase_mlip.batches import Batches
-from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels, read_split
+from ase_mlip.dataset import LabelKeys, Source, elements_of, make_examples, read_labels, read_split
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
@@ -31,7 +31,7 @@ def describe_dataset(frames: Sequence[ase.Atoms], cutoff: float, keys: LabelKeys
     the root mean square force component.
     """
     labels = [read_labels(atoms, keys) for atoms in frames]
-    elements = sorted({int(z) for atoms in frames for z in atoms.numbers})
+    elements = sorted(elements_of(frames))
     with_energy = [
         (atoms, float(found["energy"])) for atoms, found in zip(frames, labels, strict=True) if "energy" in found
     ]

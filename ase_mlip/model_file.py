@@ -115,6 +115,12 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
     return ModelFile(Predictor(network, levels), params, description["provenance"])
 
 
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def is_model_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file looks like one that `save_model` wrote, whole or not: a safetensors file."""
     with open(path, "rb") as stream:

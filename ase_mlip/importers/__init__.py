@@ -5,7 +5,6 @@ What a file is, its content says, not its name.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ase_mlip.force_field import ForceField
-from ase_mlip.model_file import ModelFileError
+from ase_mlip.model_file import ModelFileError, file_sha256
 from ase_mlip.registry import PUBLISHED, PublishedModel
 
 Kind = Literal["mace-torch", "mlip", "nequix"]
@@ -78,8 +77,7 @@ def read_foreign(path: str | os.PathLike[str], trust: bool = False) -> ForceFiel
 
 def published_as(path: str | os.PathLike[str]) -> PublishedModel | None:
     """The published model that a file is, by its SHA-256."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(path)
     return next((model for model in PUBLISHED.values() if model.sha256 == digest), None)
 
 

@@ -7,7 +7,6 @@ runs whatever code the file contains. What comes out is an ordinary force field,
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import warnings
@@ -20,7 +19,7 @@ import numpy as np
 from ase_mlip.dataset_info import DatasetInfo, Head
 from ase_mlip.force_field import ForceField
 from ase_mlip.importers.mace_torch_weights import READOUTS, Module, Tree, Unsupported, Weights, widths_of
-from ase_mlip.model_file import ModelFileError
+from ase_mlip.model_file import ModelFileError, file_sha256
 from ase_mlip.networks.mace import Mace, MaceConfig
 from ase_mlip.networks.radial import AGNESI, SOFT_STEEPNESS
 from ase_mlip.predictor import Predictor
@@ -64,7 +63,7 @@ def read_mace_torch(path: str | Path, trust: bool = False) -> ForceField:
         raise ModelFileError(f"{path} uses {error}, which this package does not have") from None
     provenance = {
         "source_file": path.name,
-        "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "source_sha256": file_sha256(path),
         "source_package": f"mace-torch ({kind})",
     }
     return ForceField(force_field.predictor, force_field.params, provenance)
