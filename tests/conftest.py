@@ -7,7 +7,7 @@ import os
 # compile faster, run slower: the networks here are tiny and each runs a few times; must be set before jax is imported
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import ase
@@ -79,6 +79,13 @@ def build_zoo() -> dict[str, ase.Atoms]:
     for number, atoms in enumerate(zoo.values()):
         atoms.rattle(0.06, seed=number)
     return zoo
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_code() -> Iterator[None]:
+    """Each compiled function holds memory maps, and Linux allows a process 65,530 of them: the whole suite needs more."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
