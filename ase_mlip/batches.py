@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from queue import Empty, Queue
+from threading import Event, Thread, current_thread
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ase_mlip.dataset import Example, Targets
-from ase_mlip.graph import PadShape, batch
+from ase_mlip.graph import PadShape, batch, round_up
+
+Item = TypeVar("Item")
+Ready = TypeVar("Ready")
+
+OPEN = 8  # batches that are filled side by side
 
 
 def join_examples(examples: Sequence[Example], shape: PadShape) -> Example:
@@ -39,52 +49,162 @@ class Batches:
 
     Examples are grouped by their largest number of neighbours, each group with its own shape, so that small molecules
     do not pay for the slots of large ones. Within a group a batch is filled until its graphs or its nodes are full.
+    The examples may lie on disk: only their sizes are kept here, and a batch's examples are read when it is made.
 
     Args:
         examples: what to pack.
         batch_size: graphs in a batch, at most.
-        max_shapes: groups, at most; each shape costs one compilation.
+        max_shapes: groups, at most; each shape costs one compilation, so that one which would save less than a
+            twentieth of the work is not made.
+
+    Attributes:
+        examples: as given.
+        groups: the pad shape and the examples' numbers of each group, by ascending slots.
+
+    Raises:
+        ValueError: no examples, or a batch size below 1.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int, max_shapes: int = 1):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: give a whole number of at least 1")
-        self.examples = list(examples)
-        slots = np.array([example.graph.shape.slots for example in self.examples])
-        limits = sorted(
-            {int(np.quantile(slots, q, method="higher")) for q in np.arange(1, max_shapes + 1) / max_shapes}
-        )
+        if not examples:
+            raise ValueError("there are no examples to make batches of; give at least one")
+        self.examples = examples
+        self._nodes, slots = np.array([example.graph.slot_mask.shape for example in examples]).T
+        limits = slot_limits(self._nodes, slots, max_shapes)
         group = np.searchsorted(limits, slots)
         self.groups: list[tuple[PadShape, np.ndarray]] = []
-        for number in range(len(limits)):
+        for number, limit in enumerate(limits):
             members = np.flatnonzero(group == number)
-            nodes = np.array([self.examples[i].graph.shape.nodes for i in members])
             # room for batch_size graphs of mean size, and for the largest one
-            size = min(batch_size, len(members))
+            size, nodes = min(batch_size, len(members)), self._nodes[members]
             room = max(int(nodes.max()), int(np.ceil(size * nodes.mean())))
-            self.groups.append((PadShape(size, room, limits[number]).rounded(), members))
+            self.groups.append((PadShape(size, round_up(room), limit), members))
 
     @property
     def shapes(self) -> list[PadShape]:
         """Pad shapes in use."""
         return [shape for shape, _ in self.groups]
 
+    def plan(self, seed: Sequence[int] | None) -> list[tuple[PadShape, list[int]]]:
+        """The shape of each batch of an epoch and the numbers of the examples in it.
+
+        Shuffled if a seed is given, with a batch of the largest shape first: if memory does not suffice, that shows at
+        once. In order otherwise.
+        """
+        if seed is None:
+            return [plan for shape, members in self.groups for plan in self._fill(shape, members, 1)]
+        rng = np.random.default_rng(list(seed))
+        plans = [plan for shape, members in self.groups for plan in self._fill(shape, rng.permutation(members), OPEN)]
+        order = rng.permutation(len(plans)).tolist()
+        largest = max(order, key=lambda number: plans[number][0].nodes * plans[number][0].slots)
+        order.remove(largest)
+        return [plans[number] for number in (largest, *order)]
+
+    def _fill(self, shape: PadShape, members: np.ndarray, most: int) -> Iterator[tuple[PadShape, list[int]]]:
+        """Put each member into the first batch with room; of more than `most` batches begun, the fullest is closed."""
+        begun: list[list[int]] = []
+        room: list[int] = []  # nodes left in each
+        for index, nodes in zip(members.tolist(), self._nodes[members].tolist(), strict=True):
+            place = next((number for number, left in enumerate(room) if nodes <= left), len(begun))
+            if place == most:
+                fullest = room.index(min(room))
+                yield shape, begun.pop(fullest)
+                room.pop(fullest)
+                place -= 1
+            if place == len(begun):
+                begun.append([])
+                room.append(shape.nodes)
+            begun[place].append(index)
+            room[place] -= nodes
+            if len(begun[place]) == shape.graphs:
+                yield shape, begun.pop(place)
+                room.pop(place)
+        yield from ((shape, held) for held in begun)
+
     def epoch(self, seed: Sequence[int] | None) -> Iterator[Example]:
-        """All examples once, in batches; shuffled if a seed is given, in order otherwise."""
-        rng = None if seed is None else np.random.default_rng(list(seed))
-        plans: list[tuple[PadShape, list[int]]] = []
-        for shape, members in self.groups:
-            order = members if rng is None else rng.permutation(members)
-            current: list[int] = []
-            nodes = 0
-            for index in order:
-                size = self.examples[index].graph.shape.nodes
-                if current and (len(current) == shape.graphs or nodes + size > shape.nodes):
-                    plans.append((shape, current))
-                    current, nodes = [], 0
-                current.append(int(index))
-                nodes += size
-            plans.append((shape, current))
-        for number in range(len(plans)) if rng is None else rng.permutation(len(plans)):
-            shape, indices = plans[number]
+        """All examples once, in batches as planned."""
+        for shape, indices in self.plan(seed):
             yield join_examples([self.examples[i] for i in indices], shape)
+
+
+def slot_limits(nodes: np.ndarray, slots: np.ndarray, most: int) -> list[int]:
+    """Where to cut the examples into at most `most` groups by slots, such that the padded tables are smallest.
+
+    The table of an example has nodes times its group's largest slots; the least sum over all examples is found by
+    dynamic programming over the slots that occur, rounded up as pad shapes are.
+
+    Returns:
+        The slots of each group, ascending.
+    """
+    rounded = np.array([round_up(count) for count in range(int(slots.max()) + 1)])[slots]
+    values, place = np.unique(rounded, return_inverse=True)
+    before = np.concatenate([[0.0], np.cumsum(np.bincount(place.ravel(), nodes))])  # nodes in the first values
+
+    @cache
+    def least(count: int, groups: int) -> tuple[float, tuple[int, ...]]:
+        """Least sum over the first `count` values in at most so many groups, and the groups' largest slots."""
+        largest = int(values[count - 1])
+        options: list[tuple[float, tuple[int, ...]]] = [(before[count] * largest, (largest,))]
+        for cut in range(1, count if groups > 1 else 1):
+            total, limits = least(cut, groups - 1)
+            options.append((total + (before[count] - before[cut]) * largest, (*limits, largest)))
+        return min(options)
+
+    total, limits = least(len(values), 1)
+    for groups in range(2, most + 1):
+        less, more_limits = least(len(values), groups)
+        if less > 0.95 * total:
+            break
+        total, limits = less, more_limits
+    return list(limits)
+
+
+def prefetch(items: Iterable[Item], function: Callable[[Item], Ready], depth: int = 2) -> Generator[Ready, None, None]:
+    """What `function` makes of each item, in order, made ahead in a thread of its own.
+
+    The consumer's device does not wait for the host this way. Close the generator, or let go of it, to end the thread
+    early.
+
+    Args:
+        items: taken one by one, in the thread.
+        function: called with each, in the thread.
+        depth: results that wait to be taken, at most; one more is in the making.
+
+    Raises:
+        Exception: whatever `items` or `function` raised, once the results before it are taken.
+    """
+    results: Queue[tuple[bool, Any]] = Queue(depth)
+    closed = Event()
+
+    def work() -> None:
+        end: BaseException | None = None
+        try:
+            for item in items:
+                if closed.is_set():
+                    return
+                results.put((True, function(item)))
+        except BaseException as error:
+            end = error
+        if not closed.is_set():
+            results.put((False, end))
+
+    thread = Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, result = results.get()
+            if not more:
+                break
+            yield result
+    finally:
+        closed.set()
+        # what the thread may be about to put finds room now; before another it looks at `closed`
+        with suppress(Empty):
+            while True:
+                results.get_nowait()
+        if thread is not current_thread():  # a garbage collector may run in any thread
+            thread.join()
+    if result is not None:
+        raise result
