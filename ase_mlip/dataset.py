@@ -9,9 +9,10 @@ import difflib
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from ase.io.formats import UnknownFileTypeError, open_with_compression
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from ase_mlip.graph import Graph
+from ase_mlip.spill import gather, select
 from ase_mlip.structure import InvalidStructure
 
 Source = str | os.PathLike[str] | Iterable[ase.Atoms]
@@ -81,12 +83,16 @@ class MissingLabel(ValueError):
     """A label that was asked for is in no frame; the message lists what the frames do have."""
 
 
-def read_frames(source: Source) -> list[ase.Atoms]:
+def read_frames(source: Source) -> Sequence[ase.Atoms]:
     """All frames of a file that ASE reads (trajectory, extended XYZ, database, ...), or of an iterable of Atoms.
+
+    Frames that are more than `spill.SPILL_BYTES` in memory go to a temporary file as they are read; then each access
+    makes a copy, so that changes to a frame are lost. A sequence of Atoms is taken as it is.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no frame in it, or a format that ASE does not know.
+        TypeError: neither a file nor several Atoms.
     """
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
@@ -96,14 +102,23 @@ def read_frames(source: Source) -> list[ase.Atoms]:
         index = ":" if name == path else path.rsplit("@", 1)[1]
         with _uncompressed(name) as plain:
             try:
-                frames = list(ase.io.iread(plain, index=index, do_not_split_by_at_sign=True))
+                frames = gather(ase.io.iread(plain, index=index, do_not_split_by_at_sign=True), _bytes_of_frame)
             except UnknownFileTypeError as error:
                 raise ValueError(f"{name} is in no format that ASE knows by its name or content") from error
+    elif isinstance(source, ase.Atoms):
+        raise TypeError("one Atoms is no set of frames; give a list of Atoms, even for a single frame")
     else:
-        frames = list(source)
+        frames = source if isinstance(source, Sequence) else gather(source, _bytes_of_frame)
     if not frames:
         raise ValueError(f"{source!r} holds no frames")
+    if not isinstance(frames[0], ase.Atoms):
+        raise TypeError(f"the frames are {type(frames[0]).__name__} objects; give a file that ASE reads, or Atoms")
     return frames
+
+
+def _bytes_of_frame(atoms: ase.Atoms) -> int:
+    """About what a frame holds in memory: its arrays, those of its calculator, and 10 kB of Python objects."""
+    return 10_000 + 2 * sum(array.nbytes for array in atoms.arrays.values())
 
 
 @contextmanager
@@ -125,6 +140,9 @@ def read_labels(atoms: ase.Atoms, keys: LabelKeys) -> dict[str, np.ndarray]:
 
     Returns:
         "energy" [], "forces" [atoms, 3] and "stress" [3, 3], those that are present.
+
+    Raises:
+        ValueError: a label is no number or has a wrong shape.
     """
     found: dict[str, np.ndarray] = {}
     results = atoms.calc.results if atoms.calc is not None else {}
@@ -133,28 +151,46 @@ def read_labels(atoms: ase.Atoms, keys: LabelKeys) -> dict[str, np.ndarray]:
         named = key and atoms.info.get(key, atoms.arrays.get(key, results.get(key)))
         value = results.get(label) if key is None else named
         if value is not None:
-            found[label] = np.asarray(value, float)
-    if "stress" in found:
-        stress = found["stress"]
-        found["stress"] = stress.reshape(3, 3) if stress.size == 9 else voigt_6_to_full_3x3_stress(stress)
-    if "forces" in found and found["forces"].shape != (len(atoms), 3):
-        raise ValueError(f"forces of shape {found['forces'].shape} for {len(atoms)} atoms; expected ({len(atoms)}, 3)")
+            found[label] = _as_label(label, value, len(atoms))
     return found
 
 
+def _as_label(label: str, value: Any, atoms: int) -> np.ndarray:
+    """A label as numbers in its shape: [] energy, [atoms, 3] forces, [3, 3] stress."""
+    try:
+        array = np.asarray(value, float)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the label {label} is {value!r}; expected numbers") from error
+    if label == "energy" and array.size == 1:
+        return array.reshape(())
+    if label == "stress" and array.size == 9:
+        return array.reshape(3, 3)
+    if label == "stress" and array.shape == (6,):
+        return voigt_6_to_full_3x3_stress(array)
+    if label == "forces" and array.shape == (atoms, 3):
+        return array
+    expected = {"energy": "one number", "forces": f"({atoms}, 3)", "stress": "(3, 3), (9,) or (6,)"}[label]
+    raise ValueError(f"{label} of shape {array.shape} for {atoms} atoms; expected {expected}")
+
+
 def take_census(frames: Sequence[ase.Atoms], keys: LabelKeys) -> Census:
-    """Count frames, atoms, elements and labels."""
-    numbers = np.concatenate([atoms.numbers for atoms in frames])
-    kinds, counts = np.unique(numbers, return_counts=True)
+    """Count frames, atoms, elements and labels.
+
+    Raises:
+        ValueError: a label of a wrong shape or that is no number; names the frame.
+    """
+    counts: Counter[int] = Counter()
     labels = dict.fromkeys(LABELS, 0)
     names: set[str] = set()
-    for atoms in frames:
-        for label in read_labels(atoms, keys):
-            labels[label] += 1
+    for number, atoms in enumerate(frames):
+        counts.update(atoms.numbers.tolist())
+        with _naming_frame(number):
+            for label in read_labels(atoms, keys):
+                labels[label] += 1
         names.update(atoms.info, set(atoms.arrays) - {"numbers", "positions"})
         names.update(atoms.calc.results if atoms.calc is not None else ())
-    elements = {chemical_symbols[z]: int(n) for z, n in zip(kinds, counts, strict=True)}
-    return Census(len(frames), len(numbers), elements, labels, tuple(sorted(names)))
+    elements = {chemical_symbols[z]: counts[z] for z in sorted(counts)}
+    return Census(len(frames), counts.total(), elements, labels, tuple(sorted(names)))
 
 
 def require_labels(census: Census, wanted: Sequence[str], keys: LabelKeys) -> None:
@@ -183,7 +219,7 @@ def read_split(
     wanted: Sequence[str],
     seed: int,
     log: Callable[[str], None],
-) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
+) -> tuple[Sequence[ase.Atoms], Sequence[ase.Atoms]]:
     """Read the frames to train and to validate on, print what they hold, and check that the wanted labels are there.
 
     Args:
@@ -210,17 +246,24 @@ def read_split(
             "give a share that leaves at least one for each, or a file of validation frames"
         )
     order = np.random.default_rng([seed, 17]).permutation(len(frames))
-    return [frames[i] for i in sorted(order[held:])], [frames[i] for i in sorted(order[:held])]
+    return select(frames, sorted(order[held:])), select(frames, sorted(order[:held]))
 
 
 def elements_of(*sets: Iterable[ase.Atoms]) -> set[int]:
     """Atomic numbers that occur."""
-    return {int(z) for frames in sets for atoms in frames for z in atoms.numbers}
+    found: set[int] = set()
+    for frames in sets:
+        for atoms in frames:
+            found.update(atoms.numbers.tolist())
+    return found
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled structure: an unpadded graph and its targets."""
+    """One labelled structure: an unpadded graph and its targets.
+
+    The graph's shifts are integers of one byte where they fit: as float64 they would be most of an example.
+    """
 
     graph: Graph
     targets: Targets
@@ -242,6 +285,7 @@ class Example:
             ValueError: a label is not finite.
         """
         graph = Graph.from_atoms(atoms, elements, cutoff, head_weights)
+        graph = replace(graph, shifts=_compact(graph.shifts))
         labels = read_labels(atoms, keys)
         for label, value in labels.items():
             if not np.isfinite(value).all():
@@ -260,6 +304,11 @@ class Example:
         )
 
 
+def _compact(shifts: np.ndarray) -> np.ndarray:
+    """Whole numbers in one byte each where they fit, which they do unless atoms are 127 cells away from each other."""
+    return shifts.astype(np.int8) if np.abs(shifts).max(initial=0) <= 127 else shifts
+
+
 def make_examples(
     frames: Sequence[ase.Atoms],
     elements: Sequence[int],
@@ -267,14 +316,34 @@ def make_examples(
     head_weights: np.ndarray,
     keys: LabelKeys,
     weight: float = 1.0,
-) -> list[Example]:
-    """Examples of all frames; an error names the frame it is about."""
-    examples = []
-    for number, atoms in enumerate(frames):
-        try:
-            examples.append(Example.from_atoms(atoms, elements, cutoff, head_weights, keys, weight))
-        except InvalidStructure as error:
-            raise InvalidStructure(f"frame {number}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"frame {number}: {error}") from error
-    return examples
+) -> Sequence[Example]:
+    """Examples of all frames; what is more than `spill.SPILL_BYTES` of them goes to a temporary file.
+
+    Raises:
+        InvalidStructure: a structure cannot be predicted; names the frame.
+        ValueError: a label of a frame cannot be used; names the frame.
+    """
+
+    def examples() -> Iterator[Example]:
+        for number, atoms in enumerate(frames):
+            with _naming_frame(number):
+                example = Example.from_atoms(atoms, elements, cutoff, head_weights, keys, weight)
+            yield example
+
+    return gather(examples(), _bytes_of_example)
+
+
+def _bytes_of_example(example: Example) -> int:
+    """About what an example holds in memory: its arrays, and 3 kB of Python objects."""
+    return 3_000 + sum(array.nbytes for array in jax.tree.leaves((example.graph, example.targets)))
+
+
+@contextmanager
+def _naming_frame(number: int) -> Iterator[None]:
+    """Errors about a structure or its labels begin with the number of the frame."""
+    try:
+        yield
+    except InvalidStructure as error:
+        raise InvalidStructure(f"frame {number}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"frame {number}: {error}") from error

@@ -17,9 +17,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from toy_data import CUTOFF, E0, toy_frames
 
+from ase_mlip import spill
 from ase_mlip.dataset import (
+    Example,
     LabelKeys,
     MissingLabel,
+    elements_of,
     make_examples,
     read_frames,
     read_labels,
@@ -27,6 +30,8 @@ from ase_mlip.dataset import (
     require_labels,
     take_census,
 )
+from ase_mlip.graph import Graph, batch
+from ase_mlip.spill import SpilledList
 from ase_mlip.structure import InvalidStructure
 
 NO_KEYS = LabelKeys()
@@ -75,6 +80,31 @@ def test_forces_of_a_wrong_shape() -> None:
     atoms.info["f"] = np.zeros((3, 3))
     with pytest.raises(ValueError, match=r"frame 0: forces of shape \(3, 3\) for 2 atoms"):
         make_examples([atoms], (1, 8), CUTOFF, np.ones(1), LabelKeys(forces="f"))
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "message"),
+    [
+        ("energy", np.zeros(2), r"frame 1: energy of shape \(2,\) for 2 atoms; expected one number"),
+        ("energy", "low", "frame 1: the label energy is 'low'; expected numbers"),
+        ("energy", {"a": 1}, r"frame 1: the label energy is \{'a': 1\}; expected numbers"),
+        ("forces", np.zeros((2, 2)), r"frame 1: forces of shape \(2, 2\) for 2 atoms; expected \(2, 3\)"),
+        ("stress", np.zeros(5), r"frame 1: stress of shape \(5,\) for 2 atoms; expected \(3, 3\), \(9,\) or \(6,\)"),
+    ],
+)
+def test_unusable_labels_name_the_frame_at_once(label: str, value: object, message: str) -> None:
+    frames = [labelled(), labelled()]
+    frames[1].info["key"] = value
+    keys = LabelKeys(**{label: "key"})
+    for function in (take_census, lambda *given: make_examples(given[0], (1, 8), CUTOFF, np.ones(1), given[1])):
+        with pytest.raises(ValueError, match=message):
+            function(frames, keys)
+
+
+def test_an_energy_in_brackets_is_a_number() -> None:
+    atoms = labelled()
+    atoms.info["e"] = [-1.5]
+    assert read_labels(atoms, LabelKeys(energy="e"))["energy"].shape == ()
 
 
 def write_database(path: Path, frames: list[ase.Atoms]) -> None:
@@ -128,6 +158,91 @@ def test_slices_of_files_and_missing_files(tmp_path: Path) -> None:
         read_frames(tmp_path / "gone.traj")
     with pytest.raises(ValueError, match="no frames"):
         read_frames([])
+
+
+def test_what_is_no_set_of_frames() -> None:
+    with pytest.raises(TypeError, match="give a list of Atoms, even for a single frame"):
+        read_frames(ase.Atoms("H2"))
+    with pytest.raises(TypeError, match="the frames are str objects; give a file that ASE reads, or Atoms"):
+        read_frames(["a.xyz"])
+
+
+def test_sequences_are_taken_as_they_are() -> None:
+    frames = toy_frames(2)
+    assert read_frames(frames) is frames
+    on_disk = SpilledList(frames)
+    assert read_frames(on_disk) is on_disk
+    assert [id(atoms) for atoms in read_frames(iter(frames))] == [id(atoms) for atoms in frames]
+
+
+@pytest.fixture
+def spill_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all data were large."""
+    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
+
+
+@pytest.mark.parametrize("name", ["a.traj", "a.extxyz", "a.db"])
+@pytest.mark.usefixtures("spill_everything")
+def test_large_files_are_read_to_disk(name: str, tmp_path: Path) -> None:
+    """The whole road of large data gives what the same frames in memory give."""
+    frames = toy_frames(12)
+    frames[3].info["remark"] = "x"
+    frames[4].set_constraint(FixAtoms([0]))
+    if name.endswith("db"):
+        write_database(tmp_path / name, frames)
+    else:
+        ase.io.write(tmp_path / name, frames)
+    in_memory = list(ase.io.iread(tmp_path / name))
+    found = read_frames(tmp_path / name)
+    assert isinstance(found, SpilledList)
+    assert [*found] == in_memory
+    assert [a.info for a in found] == [a.info for a in in_memory]
+    assert found[4].constraints[0].index.tolist() == [0]
+    assert take_census(found, NO_KEYS) == take_census(in_memory, NO_KEYS)
+    assert elements_of(found[:1], found) == {1, 8}
+    parts = read_split(found, 0.25, NO_KEYS, ["energy"], 3, lambda _: None)
+    expected = read_split(in_memory, 0.25, NO_KEYS, ["energy"], 3, lambda _: None)
+    for part, other in zip(parts, expected, strict=True):
+        assert not isinstance(part, list)
+        made, wanted = (make_examples(p, (1, 8), CUTOFF, np.ones(1), NO_KEYS) for p in (part, other))
+        assert isinstance(made, SpilledList)
+        assert len(made) == len(wanted) == len(other)
+        for one, two in zip(made, wanted, strict=True):
+            assert_same(one, two)
+
+
+def assert_same(first: Example, second: Example) -> None:
+    """Every array, in value and type."""
+    for part in ("graph", "targets"):
+        for field, array in vars(getattr(first, part)).items():
+            other = getattr(getattr(second, part), field)
+            assert array.dtype == other.dtype
+            np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.usefixtures("spill_everything")
+def test_errors_name_the_frame_of_large_data_too() -> None:
+    frames = [labelled("OH", energy=0.0), labelled("OF", energy=0.0)]
+    with pytest.raises(InvalidStructure, match="frame 1: the model does not know F"):
+        make_examples(SpilledList(frames), (1, 8), CUTOFF, np.ones(1), NO_KEYS)
+
+
+@pytest.mark.parametrize(("away", "kind"), [(0, np.int8), (100, np.int8), (200, np.float64), (-(2**40), np.float64)])
+def test_shifts_take_a_byte_each_and_lose_nothing(away: int, kind: type) -> None:
+    """Also of an atom that has wandered many cells away."""
+    atoms = labelled("OH", energy=0.0)
+    atoms.pbc = True
+    atoms.cell *= 0.4
+    atoms.positions[1] += away * atoms.cell.array[2]
+    (example,) = make_examples([atoms], (1, 8), CUTOFF, np.ones(1), NO_KEYS)
+    assert example.graph.shifts.dtype == kind
+    graph = Graph.from_atoms(atoms, (1, 8), CUTOFF)
+    assert graph.shifts.any()
+    np.testing.assert_array_equal(example.graph.shifts, graph.shifts)
+    joined, expected = batch([example.graph]), batch([graph])
+    assert joined.shifts.dtype == np.float64
+    np.testing.assert_array_equal(joined.shifts, expected.shifts)
+    np.testing.assert_array_equal(example.graph.vectors(CUTOFF), graph.vectors(CUTOFF))
 
 
 def test_mixed_frames_get_masks_not_zeros() -> None:
