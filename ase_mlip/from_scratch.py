@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 
 from ase_mlip.batches import Batches
-from ase_mlip.dataset import LabelKeys, Source, elements_of, make_examples, read_labels, read_split
+from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels, read_split
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
@@ -22,37 +23,54 @@ from ase_mlip.report import write_results
 from ase_mlip.structure import find_neighbors
 from ase_mlip.training import Log, TrainResult, TrainSettings, train
 
+COUNTED = 10_000  # frames whose neighbours are counted, at most: their mean is then exact to better than a percent
+
 
 def describe_dataset(frames: Sequence[ase.Atoms], cutoff: float, keys: LabelKeys, name: str = "base") -> DatasetInfo:
-    """Fit the constants a network is built around.
+    """Fit the constants a network is built around, in one pass over the frames.
 
     E0 of an element is the energy of its isolated atom where every element has a one-atom frame, and the least-squares
     fit of energies to compositions (minimum norm) otherwise; the shift is the mean of what remains per atom, the scale
-    the root mean square force component.
+    the root mean square force component. Neighbours are counted in all frames, or in `COUNTED` of them spread evenly
+    over the data if there are more.
     """
-    labels = [read_labels(atoms, keys) for atoms in frames]
-    elements = sorted(elements_of(frames))
-    with_energy = [
-        (atoms, float(found["energy"])) for atoms, found in zip(frames, labels, strict=True) if "energy" in found
-    ]
-    isolated = {int(atoms.numbers[0]): energy for atoms, energy in with_energy if len(atoms) == 1}
-    molecules = [(atoms, energy) for atoms, energy in with_energy if len(atoms) > 1]
-    counts = np.array([[np.sum(atoms.numbers == z) for z in elements] for atoms, _ in molecules], float)
+    isolated: dict[int, float] = {}
+    elements: set[int] = set()
+    molecules: list[tuple[Counter[int], float]] = []
+    squares = components = edges = centers = 0.0
+    every = -(-len(frames) // COUNTED)
+    for number, atoms in enumerate(frames):
+        labels, composition = read_labels(atoms, keys), Counter(atoms.numbers.tolist())
+        elements.update(composition)
+        if "energy" in labels and len(atoms) == 1:
+            isolated[int(atoms.numbers[0])] = float(labels["energy"])
+        elif "energy" in labels and len(atoms):
+            molecules.append((composition, float(labels["energy"])))
+        if "forces" in labels:
+            squares += float(np.sum(labels["forces"] ** 2))
+            components += labels["forces"].size
+        if number % every == 0:
+            edges += len(find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)[0])
+            centers += len(atoms)
+    reference, shift = _fit_energies(sorted(elements), isolated, molecules)
+    scale = float(np.sqrt(squares / components)) if components else 1.0
+    return DatasetInfo.create(reference, cutoff, max(edges / max(centers, 1.0), 1.0), scale or 1.0, shift, name)
+
+
+def _fit_energies(
+    elements: list[int], isolated: dict[int, float], molecules: list[tuple[Counter[int], float]]
+) -> tuple[dict[int, float], float]:
+    """E0 of each element and the mean energy per atom that is left, eV."""
+    complete = set(isolated) == set(elements)
+    if not molecules:
+        return isolated if complete else dict.fromkeys(elements, 0.0), 0.0
+    counts = np.array([[composition[z] for z in elements] for composition, _ in molecules], float)
     energies = np.array([energy for _, energy in molecules])
-    shift, reference = 0.0, dict.fromkeys(elements, 0.0)
-    if set(isolated) == set(elements):
-        reference = isolated
-        if molecules:
-            rest = energies - counts @ np.array([isolated[z] for z in elements])
-            shift = float(np.mean(rest / counts.sum(axis=1)))
-    elif molecules:
-        solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
-        reference = dict(zip(elements, solution.tolist(), strict=True))
-    forces = [found["forces"].ravel() for found in labels if "forces" in found]
-    scale = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else 1.0
-    edges = sum(len(find_neighbors(a.positions, a.cell.array, a.pbc, cutoff)[0]) for a in frames)
-    neighbors = edges / sum(len(atoms) for atoms in frames)
-    return DatasetInfo.create(reference, cutoff, max(neighbors, 1.0), scale or 1.0, shift, name)
+    if complete:
+        rest = energies - counts @ np.array([isolated[z] for z in elements])
+        return isolated, float(np.mean(rest / counts.sum(axis=1)))
+    solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    return dict(zip(elements, solution.tolist(), strict=True)), 0.0
 
 
 def train_from_scratch(
