@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ase_mlip.calculator import MLIPCalculator
+    from ase_mlip.config import FineTuneConfig
     from ase_mlip.contract import check_contract
     from ase_mlip.convert import convert_model
     from ase_mlip.dataset import LabelKeys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "calculator": ("MLIPCalculator",),
+    "config": ("FineTuneConfig",),
     "contract": ("check_contract",),
     "convert": ("convert_model",),
     "dataset": ("LabelKeys",),
@@ -47,6 +49,7 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 __all__ = [
     "DatasetInfo",
     "Errors",
+    "FineTuneConfig",
     "FineTuneResult",
     "ForceField",
     "Graph",

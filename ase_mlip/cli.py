@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -94,56 +96,78 @@ def train(
     typer.echo(f"kept epoch {result.best['epoch']}; wrote {output}")
 
 
-@app.command()
-def finetune(
-    base: Annotated[str, typer.Argument(help="model file or the name of a shipped model, such as default")],
-    train_set: Train,
-    output: Output,
-    valid: Valid = None,
-    method: Annotated[str, typer.Option(help="heads: the new head alone; full: everything")] = "heads",
-    level: Annotated[str, typer.Option(help="name of the new level")] = "fine-tuned",
-    base_level: Annotated[str | None, typer.Option(help="level to build on; default: the newest")] = None,
-    replay: Annotated[str | None, typer.Option(help="structures that keep the old level under --method full")] = None,
-    replay_weight: Annotated[float, typer.Option(help="loss weight of a replay frame")] = 1.0,
-    replay_labels: Annotated[str, typer.Option(help="model: labelled by the base; file: by themselves")] = "model",
-    epochs: Annotated[int | None, typer.Option(help="default: about 3,000 steps")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    learning_rate: Annotated[float | None, typer.Option(help="default: the method's")] = None,
-    energy_weight: EnergyWeight = 100.0,
-    forces_weight: ForcesWeight = 1.0,
-    stress_weight: StressWeight = 0.0,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    folder: Folder = None,
-    seed: Seed = 0,
+def _finetune(
+    base: str | None,
+    train_set: str | None,
+    config: Path | None,
+    **given: Any,
 ) -> None:
-    """Fine-tune a model on labelled structures."""
-    from ase_mlip.dataset import LabelKeys
-    from ase_mlip.evaluate import LossWeights
+    """Fine-tune a model on labelled structures; every option is a field of `ase_mlip.FineTuneConfig`."""
+    from ase_mlip.config import FineTuneConfig
     from ase_mlip.finetune import fine_tune
 
-    fine_tune(
-        base,
-        train_set,
-        0.1 if valid is None else valid,
-        method=method,
-        output=output,
-        level=level,
-        base_level=base_level,
-        replay=replay,
-        replay_weight=replay_weight,
-        replay_labels=replay_labels,
-        keys=LabelKeys(energy_key, forces_key, stress_key),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        loss=LossWeights(energy_weight, forces_weight, stress_weight),
-        folder=folder,
-        seed=seed,
-        log=typer.echo,
-    )
-    typer.echo(f"wrote {output}")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in ("train", "valid"):
+        if name in chosen:
+            chosen[name] = _sources(chosen[name])
+    if train_set is not None:
+        if "train" in chosen:
+            raise ValueError("give the training frames as an argument or by --train, not both")
+        chosen["train"] = train_set
+    if "freeze" in chosen:
+        chosen["freeze"] = tuple(chosen["freeze"].split(","))
+    if base is not None:
+        chosen["base"] = base
+    start = FineTuneConfig() if config is None else FineTuneConfig.load(config)
+    whole = start.changed(chosen)
+    if whole.output is None and not whole.dry_run:
+        raise ValueError("--output: give the model file to write (or --dry-run to write none)")
+    fine_tune(config=whole, log=typer.echo)
+    if not whole.dry_run:
+        typer.echo(f"wrote {whole.output}")
+
+
+def _sources(given: list[str]) -> Any:
+    """One file, one share, or a file for each level."""
+    if len(given) == 1 and "=" not in given[0]:
+        try:
+            return float(given[0])
+        except ValueError:
+            return given[0]
+    pairs = [item.split("=", 1) for item in given]
+    wrong = [item[0] for item in pairs if len(item) != 2]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r}: with several levels give each as LEVEL=FILE")
+    return dict(pairs)
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command one option for each field of the configuration."""
+    from ase_mlip.config import options
+
+    arguments = {
+        "base": Annotated[str | None, typer.Argument(help="model file or the name of a model, such as default")],
+        "train_set": Annotated[str | None, typer.Argument(help="training frames: any file that ASE reads, FILE@INDEX")],
+        "config": Annotated[
+            Path | None, typer.Option(help="YAML file of options; those given besides replace its own")
+        ],
+    }
+    for name, kind, default, text in options():
+        if name == "base":
+            continue
+        plain: Any = next((t for t in (bool, int, float) if t in (kind, *get_args(kind))), str)
+        kind = list[str] | None if name in ("train", "valid") else plain | None
+        shown = "" if default is None or isinstance(default, bool) else f" [default: {default}]"
+        flags = ("--output", "-o") if name == "output" else ()
+        arguments[name] = Annotated[kind, typer.Option(*flags, help=text + shown, show_default=False)]  # type: ignore[valid-type]
+    kinds = inspect.Parameter
+    parameters = [kinds(n, kinds.KEYWORD_ONLY, default=None, annotation=a) for n, a in arguments.items()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = dict(arguments)
+    return command
+
+
+app.command("finetune")(_with_options(_finetune))
 
 
 @app.command()

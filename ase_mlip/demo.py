@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ase_mlip.dataset import LabelKeys, make_examples, read_frames
 from ase_mlip.evaluate import Errors, evaluate
 from ase_mlip.finetune import FineTuneResult, fine_tune
 from ase_mlip.force_field import ForceField
-from ase_mlip.reference_energies import fit_energy_correction, with_energy_correction
+from ase_mlip.reference_energies import fit_energy_correction, with_energies
 
 DATA = "glycine_r2scan.extxyz.xz"
 LEVEL = "r2SCAN-D4"
@@ -85,12 +85,12 @@ def run_demo(folder: Path, steps: int = 2000, epochs: int = 36, log: Callable[[s
 
 
 def held_out_errors(
-    force_field: ForceField, held_out: list[ase.Atoms], level: str, train_set: list[ase.Atoms]
+    force_field: ForceField, held_out: Sequence[ase.Atoms], level: str, train_set: Sequence[ase.Atoms]
 ) -> Errors:
     """Errors of a level; the base's energies after an E0 correction fitted to the training frames, to be fair to it."""
     weights = force_field.predictor.head_weights(level)
 
-    def examples(frames: list[ase.Atoms]) -> Batches:
+    def examples(frames: Sequence[ase.Atoms]) -> Batches:
         return Batches(make_examples(frames, force_field.elements, force_field.cutoff, weights, LabelKeys()), 8)
 
     if len(force_field.heads) == 1:
@@ -99,7 +99,7 @@ def held_out_errors(
         shifted = {
             z: e + correction.get(z, 0.0) for z, e in zip(force_field.elements, head.atomic_energies, strict=True)
         }
-        force_field = with_energy_correction(force_field, head.name, shifted)
+        force_field = with_energies(force_field, [head.name], shifted)
     return evaluate(force_field, examples(held_out))
 
 

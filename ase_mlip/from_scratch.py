@@ -19,9 +19,9 @@ from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.networks.mace import Mace, MaceConfig
-from ase_mlip.report import write_results
+from ase_mlip.report.picture import write_results
 from ase_mlip.structure import find_neighbors
-from ase_mlip.training import Log, TrainResult, TrainSettings, train
+from ase_mlip.training import Log, TrainResult, TrainSettings, Validation, train
 
 COUNTED = 10_000  # frames whose neighbours are counted, at most: their mean is then exact to better than a percent
 
@@ -120,7 +120,13 @@ def train_from_scratch(
     schedule = optax.warmup_cosine_decay_schedule(learning_rate / 100, learning_rate, min(200, steps // 10), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.amsgrad(schedule))
     result = train(
-        start, examples, valid_examples, optimizer, settings, folder=None if folder is None else Path(folder), log=log
+        start,
+        examples,
+        [Validation("base", valid_examples)],
+        optimizer,
+        settings,
+        folder=None if folder is None else Path(folder),
+        log=log,
     )
     if output is not None:
         errors = evaluate(result.force_field, Batches(valid_examples, settings.batch_size))

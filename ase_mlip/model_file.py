@@ -26,7 +26,7 @@ from ase_mlip.networks.mace import Mace
 from ase_mlip.networks.nequip import Nequip
 from ase_mlip.predictor import Network, Params, Predictor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2 added committees; a file without any is still written as 1
 ARCHITECTURES: dict[str, Any] = {"Mace": Mace, "Nequip": Nequip}
 _KEY = "ase_mlip"
 MAX_HEADER = 100_000_000  # bytes
@@ -55,13 +55,15 @@ def save_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     """Write a model file; an existing one is replaced only when the new one is complete."""
     tensors = {"/".join(k): np.asarray(v, order="C") for k, v in flatten_dict(dict(model.params)).items()}
     description = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 2 if model.predictor.committees else 1,
         "architecture": type(model.predictor.network).__name__,
         "config": asdict(model.predictor.network.config),
         "dataset_info": model.predictor.network.dataset_info.to_dict(),
         "levels": [[name, list(heads)] for name, heads in model.predictor.levels],
         "provenance": dict(model.provenance),
     }
+    if model.predictor.committees:
+        description["committees"] = [list(heads) for heads in model.predictor.committees]
     text = json.dumps(description, sort_keys=True)
     payload = safetensors.numpy.save(tensors, metadata={_KEY: text, "sha256": _digest(text, tensors)})
     target = Path(path)
@@ -111,8 +113,9 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
     network: Network = network_class(network_class.Config(**config), DatasetInfo.from_dict(description["dataset_info"]))
     levels = tuple((level, tuple(heads)) for level, heads in description["levels"])
+    committees = tuple(tuple(heads) for heads in description.get("committees", ()))
     params = unflatten_dict({tuple(k.split("/")): v for k, v in tensors.items()})
-    return ModelFile(Predictor(network, levels), params, description["provenance"])
+    return ModelFile(Predictor(network, levels, committees), params, description["provenance"])
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -29,6 +29,11 @@ class Network(Protocol):
         """Names of the readout heads."""
         ...
 
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Named parts of the network, each with the patterns of its parameters' names."""
+        ...
+
     def rebuild(self, config: Any, dataset_info: DatasetInfo) -> Network:
         """The same architecture with another configuration and constants."""
         ...
@@ -60,13 +65,19 @@ class Predictor:
     Attributes:
         network: the architecture.
         levels: (name, heads that it sums) in order of creation; the last one is the default.
+        committees: groups of heads that are averaged where a level sums them: the spread of their energies is an
+            estimate of the error.
     """
 
     network: Network
     levels: tuple[tuple[str, tuple[str, ...]], ...]
+    committees: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         names = self.network.head_names
+        members = [head for committee in self.committees for head in committee]
+        if len(set(members)) != len(members) or not set(members) <= set(names):
+            raise ValueError(f"committees={self.committees}: give heads of the network, each in one committee at most")
         for level, heads in self.levels:
             unknown = [head for head in heads if head not in names]
             if unknown or not heads:
@@ -89,17 +100,42 @@ class Predictor:
         return np.array([head.atomic_energies for head in self.heads])
 
     def head_weights(self, level: str | None = None) -> np.ndarray:
-        """Weights [heads] that make a level: one for the heads it sums; the default level if None.
+        """Weights [heads] that make a level (default: the newest): one for heads it sums, 1 / k in a committee of k.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        share = {head: 1.0 / len(committee) for committee in self.committees for head in committee}
+        summed = dict(self.levels)[self.find_level(level)]
+        return np.array([share.get(name, 1.0) if name in summed else 0.0 for name in self.network.head_names])
+
+    def member_weights(self, level: str | None = None) -> np.ndarray:
+        """Head weights of each member of a level's newest committee, [members, heads]; their mean is the level.
+
+        Raises:
+            ValueError: there is no such level, or no committee in it.
+        """
+        level = self.find_level(level)
+        summed = dict(self.levels)[level]
+        committees = [committee for committee in self.committees if set(committee) <= set(summed)]
+        if not committees:
+            raise ValueError(f"level {level!r} has no committee of heads; fine-tune with n_heads > 1 to get one")
+        members, names = committees[-1], self.network.head_names
+        weights = np.tile(self.head_weights(level), (len(members), 1))
+        places = [names.index(head) for head in members]
+        weights[:, places] = np.eye(len(members))
+        return weights
+
+    def find_level(self, level: str | None) -> str:
+        """The level's own name, or the default level's for None.
 
         Raises:
             ValueError: there is no such level.
         """
         levels = dict(self.levels)
-        if level is None:
-            level = self.levels[-1][0]
-        if level not in levels:
+        if level is not None and level not in levels:
             raise ValueError(f"there is no level {level!r}; this model has {', '.join(map(repr, levels))}")
-        return np.array([float(name in levels[level]) for name in self.network.head_names])
+        return self.levels[-1][0] if level is None else level
 
     def interaction(self, params: Params, graph: Graph, per_head: bool = False) -> Prediction:
         """Prediction without the reference energies E0: what depends on positions. Pure; use inside your own jit.

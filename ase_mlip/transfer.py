@@ -108,39 +108,64 @@ def trainable_labels(params: Params, blocks: Sequence[str]) -> dict[str, Any]:
     return unflatten_dict(labels)
 
 
-def add_head(base: ForceField, name: str, seed: int = 0, base_level: str | None = None) -> tuple[ForceField, Blocks]:
-    """The force field with one more head that says exactly nothing yet but can learn.
+def add_heads(
+    base: ForceField,
+    levels: Sequence[str],
+    seed: int = 0,
+    base_level: str | None = None,
+    *,
+    stacked: bool = False,
+    members: int = 1,
+) -> tuple[ForceField, Blocks]:
+    """The force field with a new head for each new level; the heads say exactly nothing yet but can learn.
 
-    The new head's inner layers are random and its output layers zero, so that the new level equals the old one at
-    step 0 and its gradients are alive. The level `name` sums the heads of `base_level` (default: the newest) and the
-    new one.
+    The inner layers of a new head are random and its output layers zero, so that a new level equals the one below it at
+    step 0 and its gradients are alive. The last new level becomes the default.
+
+    Args:
+        base: the pretrained force field.
+        levels: names of the new levels.
+        seed: of the inner layers.
+        base_level: the level below; by default the newest.
+        stacked: each new level builds on the one before it, instead of all on `base_level`.
+        members: heads of each new level, a committee if more than one: named LEVEL_1, LEVEL_2, ... and averaged.
 
     Returns:
-        The force field with the new level as its default, and the blocks that are new.
+        The force field, and the blocks that are new.
 
     Raises:
-        ValueError: the name is taken, empty, or contains '/', which separates the names of parameters; or there is no
-            level `base_level`.
+        ValueError: a name that is taken, given twice, empty, or contains '/', which separates the names of parameters;
+            or there is no level `base_level`.
     """
-    if not name or "/" in name:
-        raise ValueError(f"the level name {name!r} is empty or contains '/'; choose another name")
-    if name in base.levels or name in base.heads:
-        taken = ", ".join(dict.fromkeys([*base.levels, *base.heads]))
-        raise ValueError(f"the model already has a level or head {name!r} ({taken}); choose another name")
-    base.predictor.head_weights(base_level)  # raises for an unknown level
-    below = base.levels[base_level] if base_level is not None else base.predictor.levels[-1][1]
+    taken = dict.fromkeys([*base.levels, *base.heads])
+    heads_of = {level: [level] if members == 1 else [f"{level}_{n}" for n in range(1, members + 1)] for level in levels}
+    new_heads = [head for level in levels for head in heads_of[level]]
+    for name in (*levels, *new_heads):
+        if not name or "/" in name:
+            raise ValueError(f"the level name {name!r} is empty or contains '/'; choose another name")
+        if name in taken:
+            raise ValueError(
+                f"the model already has a level or head {name!r} ({', '.join(taken)}); choose another name"
+            )
+    if len(set(levels)) != len(levels):
+        raise ValueError(f"the levels {list(levels)} have a name twice; choose different names")
+    below = base.levels[base.predictor.find_level(base_level)]
     network = base.predictor.network
-    heads = (*base.heads, name)
-    config = replace(network.config, num_readout_heads=len(heads), head_names=heads)
+    names = (*base.heads, *new_heads)
+    config = replace(network.config, num_readout_heads=len(names), head_names=names)
     grown = network.rebuild(config, base.dataset_info)
     initial = ForceField.from_mlip_network(grown, seed=seed, known=base.params)
     params, blocks = transfer_params(base.params, initial.params, scale_factor=1.0)
-    flat = flatten_dict(params)
     silent = {
         path: np.zeros_like(value) if path[0] in blocks and path[-1].endswith("output") else value
-        for path, value in flat.items()
+        for path, value in flatten_dict(params).items()
     }
-    predictor = Predictor(grown, (*base.predictor.levels, (name, (*below, name))))
+    made = list(base.predictor.levels)
+    for level in levels:
+        made.append((level, (*below, *heads_of[level])))
+        below = made[-1][1] if stacked else below
+    committees = [tuple(heads) for heads in heads_of.values() if len(heads) > 1]
+    predictor = Predictor(grown, tuple(made), (*base.predictor.committees, *committees))
     return ForceField(predictor, unflatten_dict(silent), base.provenance), blocks
 
 

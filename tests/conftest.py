@@ -83,7 +83,7 @@ def build_zoo() -> dict[str, ase.Atoms]:
 
 @pytest.fixture(scope="module", autouse=True)
 def free_compiled_code() -> Iterator[None]:
-    """Each compiled function holds memory maps, and Linux allows a process 65,530 of them: the whole suite needs more."""
+    """Each compiled function holds memory maps; Linux allows a process 65,530, and the whole suite needs more."""
     yield
     jax.clear_caches()
 

@@ -78,7 +78,7 @@ def test_finetune(model: Path, data: Path, tmp_path: Path) -> None:
     options = ["--level", "morse", "--epochs", 1, "--batch-size", 4, "--learning-rate", 0.1, "--energy-weight", 1]
     printed = run("finetune", model, data, "-o", output, "--valid", data, *options)
     assert "E0 correction, eV: H " in printed
-    assert "before training: 8 frames" in printed
+    assert "before training, level 'morse': 8 frames" in printed
     assert printed.endswith(f"wrote {output}\n")
     tuned = ForceField.load(output)
     assert tuned.levels == {"base": ("base",), "morse": ("base", "morse")}

@@ -14,8 +14,10 @@ from toy_data import INFO, leaves, same_bits, toy_examples, toy_force_field, toy
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate_frames
-from ase_mlip.finetune import FineTuneResult, add_head, fine_tune, fit_energy_correction
+from ase_mlip.finetune import FineTuneResult, fine_tune
 from ase_mlip.force_field import ForceField
+from ase_mlip.reference_energies import fit_energy_correction
+from ase_mlip.transfer import add_heads
 
 NEW_E0 = {"H": -3.4, "O": -7.9}
 SHIFT = {1: 0.37, 8: -1.25}
@@ -230,9 +232,9 @@ def test_replay_labels_from_the_file(base: ForceField, frames: list[ase.Atoms]) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "lora"}, r"method='lora': give one of 'heads', 'full'"),
+        ({"method": "adapt"}, r"method='adapt': give one of 'heads', 'freeze', 'lora', 'full'"),
         ({"replay": [ase.Atoms("H")]}, r"replay has no effect with method='heads'"),
-        ({"replay": [ase.Atoms("H")], "method": "full", "replay_labels": "x"}, r"give 'model' or 'file'"),
+        ({"replay": [ase.Atoms("H")], "method": "full", "replay_labels": "x"}, r"give one of 'model', 'file'"),
         ({"level": "base"}, r"already has a level or head 'base'.*choose another name"),
     ],
 )
@@ -249,7 +251,7 @@ def test_a_taken_name_is_refused_whether_head_or_level(tuned: FineTuneResult) ->
     renamed = replace(tuned.force_field, predictor=predictor)
     for name in ("other", "base", "fine-tuned"):
         with pytest.raises(ValueError, match=f"already has a level or head '{name}'"):
-            add_head(renamed, name)
+            add_heads(renamed, [name])
 
 
 MANY = {
@@ -296,7 +298,7 @@ def test_a_model_of_many_elements_keeps_them(method: str, frames: list[ase.Atoms
 
 def test_the_level_to_build_on(two_head_force_field: ForceField) -> None:
     """A new level sums the heads of the level it is told to build on."""
-    grown, _ = add_head(two_head_force_field, "new", base_level="base")
+    grown, _ = add_heads(two_head_force_field, ["new"], base_level="base")
     assert grown.levels["new"] == ("base", "new")
     with pytest.raises(ValueError, match="there is no level 'none'"):
-        add_head(two_head_force_field, "new", base_level="none")
+        add_heads(two_head_force_field, ["new"], base_level="none")

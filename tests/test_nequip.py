@@ -31,7 +31,7 @@ from ase_mlip.networks import nequip
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.nequip import Nequip, NequipConfig
 from ase_mlip.predictor import Prediction, Predictor
-from ase_mlip.transfer import add_head
+from ase_mlip.transfer import add_heads
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = NequipConfig(channels=(3, 2), num_layers=2, l_max=2, embedding_channels=4, num_bessel=4, radial_mlp=(6,))
@@ -228,7 +228,7 @@ def test_file_keeps_bits(tmp_path: Path) -> None:
 def test_new_head_is_silent_and_can_learn() -> None:
     """A head added to a published model changes nothing at first, the old level never; its gradient is alive."""
     base = read_nequix(GOLDEN / "nequix_norm.nqx")
-    grown, blocks = add_head(base, "delta")
+    grown, blocks = add_heads(base, ["delta"])
     assert blocks == ["head_delta"]
     assert grown.levels == {"nequix": ("nequix",), "delta": ("nequix", "delta")}
     atoms = build_zoo()["molecule"]

@@ -19,10 +19,11 @@ from ase_mlip.dataset import Example, Targets
 from ase_mlip.evaluate import Errors, LossWeights, evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.predictor import compiled_interaction
-from ase_mlip.report import write_results
+from ase_mlip.report.picture import write_results
 from ase_mlip.training import (
     TrainResult,
     TrainSettings,
+    Validation,
     best_record,
     loss_function,
     make_train_step,
@@ -63,6 +64,11 @@ def one_batch(force_field: ForceField, examples: list[Example]) -> Example:
             weight=np.float32([1.0, 0.5, 2.0, 0.25]),
         ),
     )
+
+
+def watch(examples: list[Example]) -> list[Validation]:
+    """One level, watched on these frames."""
+    return [Validation("base", examples)]
 
 
 def gradient(force_field: ForceField, batch: Example, targets: Targets) -> list[np.ndarray]:
@@ -155,7 +161,7 @@ def test_step_and_moving_average(force_field: ForceField, one_batch: Example) ->
         for number, slope in enumerate(gradient(current, one_batch, one_batch.targets)):
             by_hand[number] -= 1e-3 * slope
             mean[number] = 0.9 * mean[number] + 0.1 * by_hand[number]
-        params, average, state, _ = step(params, average, state, one_batch.graph, one_batch.targets)
+        params, average, state, _ = step(params, average, state, {}, one_batch.graph, one_batch.targets)
     pairs = ((params, by_hand), (average, mean))
     for found, expected in pairs:
         for ours, theirs in zip(jax.tree.leaves(found), expected, strict=True):
@@ -172,7 +178,9 @@ def run(force_field: ForceField, examples: list[Example]) -> Run:
 
     def run(epochs: int, folder: Path | None) -> TrainResult:
         settings = replace(SETTINGS, epochs=epochs)
-        return train(force_field, examples, examples, optax.adam(3e-2), settings, folder=folder, log=lambda _: None)
+        return train(
+            force_field, examples, watch(examples), optax.adam(3e-2), settings, folder=folder, log=lambda _: None
+        )
 
     return run
 
@@ -211,7 +219,7 @@ def test_resuming_is_exact(uninterrupted: TrainResult, run: Run, tmp_path: Path)
 def test_worse_than_the_start_returns_the_start(force_field: ForceField, examples: list[Example]) -> None:
     """Uphill: every step is worse, so step 0 is kept; the caller's own arrays, jax or not, stay usable."""
     start = ForceField(force_field.predictor, jax.tree.map(jnp.array, force_field.params), {"name": "toy"})
-    result = train(start, examples, examples, optax.sgd(-1e-3), replace(SETTINGS, epochs=2), log=lambda _: None)
+    result = train(start, examples, watch(examples), optax.sgd(-1e-3), replace(SETTINGS, epochs=2), log=lambda _: None)
     assert result.history[-1]["valid_loss"] > result.history[0]["valid_loss"]
     assert result.best["epoch"] == 0
     kept, original, own = leaves(result.force_field), leaves(force_field), leaves(start)
@@ -222,7 +230,7 @@ def test_worse_than_the_start_returns_the_start(force_field: ForceField, example
 
 def test_nonfinite_loss_stops(force_field: ForceField, examples: list[Example]) -> None:
     with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch 1; lower the learning rate"):
-        train(force_field, examples, examples, optax.sgd(1e20), SETTINGS, log=lambda _: None)
+        train(force_field, examples, watch(examples), optax.sgd(1e20), SETTINGS, log=lambda _: None)
 
 
 def test_best_is_the_first_of_equals() -> None:
@@ -257,7 +265,8 @@ def test_report_files(uninterrupted: TrainResult, examples: list[Example], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", -1), ("batch_size", 0), ("eval_every", 0), ("max_shapes", 0), ("ema", 1.0)]
+    ("field", "value"),
+    [("epochs", -1), ("batch_size", 0), ("eval_every", 0), ("max_shapes", 0), ("ema", 1.0), ("patience", 0)],
 )
 def test_settings_that_cannot_be(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field}={value}"):

@@ -16,7 +16,7 @@ from toy_data import CONFIG, INFO, leaves, same_bits, toy_examples, toy_force_fi
 from ase_mlip.finetune import mask_optimizer_for_finetuning, transfer_params
 from ase_mlip.force_field import ForceField
 from ase_mlip.networks.mace import Mace
-from ase_mlip.training import TrainSettings, train
+from ase_mlip.training import TrainSettings, Validation, train
 
 
 def tree() -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_the_recipe_by_hand() -> None:
     frames = toy_frames(4, seed=5)
     examples = toy_examples(force_field, frames)
     settings = TrainSettings(epochs=2, batch_size=4)
-    result = train(force_field, examples, examples, optimizer, settings, log=lambda _: None)
+    result = train(force_field, examples, [Validation("head_1", examples)], optimizer, settings, log=lambda _: None)
     assert result.best["epoch"] > 0
     final = leaves(result.force_field)
     assert all(same_bits(final[name], old[name]) for name in old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import flax.linen as nn
@@ -26,6 +27,11 @@ class MultiHeadNetwork(nn.Module):
 
     config: Any
     dataset_info: DatasetInfo
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Named parts of the network, each with the patterns of its parameters' names; every parameter is in one."""
+        raise NotImplementedError
 
     @property
     def head_names(self) -> tuple[str, ...]:

@@ -136,6 +136,22 @@ class Mace(MultiHeadNetwork):
 
     Config = MaceConfig
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Embedding, interactions (Eqs. 8-9), products (Eqs. 10-11) and readouts (Eq. 12)."""
+        products = ("contraction", "gate", "linear_product")
+        interactions = ("linear_up", "linear_message", "linear_residual", "linear_gated", "neighbor_sum", "density")
+        return {
+            "embedding": ("element_embedding", "element_pair_embedding"),
+            "interactions": (
+                *(f"layer_*/{name}/*" for name in (*interactions, "skip")),
+                "layer_*/alpha",
+                "layer_*/beta",
+            ),
+            "products": tuple(f"layer_*/{name}/*" for name in products),
+            "readouts": ("head_*",),
+        }
+
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:
         """Dimensionless node energies, before each head's scale, shift and E0.

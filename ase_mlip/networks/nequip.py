@@ -92,6 +92,16 @@ class Nequip(MultiHeadNetwork):
 
     Config = NequipConfig
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Embedding (the first layer's tables), interactions and readouts."""
+        names = ("linear_up", "linear_message", "neighbor_sum", "skip", "layer_norm")
+        return {
+            "embedding": ("layer_0/element_embedding", "layer_0/element_skip"),
+            "interactions": tuple(f"layer_*/{name}/*" for name in names),
+            "readouts": ("head_*",),
+        }
+
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:
         """Dimensionless node energies, before each head's scale, shift and E0.

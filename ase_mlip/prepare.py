@@ -1,0 +1,241 @@
+"""From a configuration to everything that a fine-tuning needs: read, checked, grown and fitted, but not yet trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ase
+import numpy as np
+import optax
+
+from ase_mlip.batches import Batches
+from ase_mlip.config import FineTuneConfig
+from ase_mlip.dataset import Example, elements_of, make_examples, read_split
+from ase_mlip.evaluate import Errors, evaluate
+from ase_mlip.force_field import ForceField
+from ase_mlip.methods import choose_adapters, make_optimizer
+from ase_mlip.reference_energies import EnergyCorrection, find_correction, with_energies
+from ase_mlip.replay import label_by_model, replay_examples, replay_structures
+from ase_mlip.training import Log, TrainSettings, Validation
+from ase_mlip.transfer import add_heads
+from ase_mlip.tuning import Adapters
+
+TYPICAL_BATCHES = 3000
+EVALUATIONS = 30
+
+
+@dataclass(frozen=True)
+class LevelData:
+    """Frames of one new level.
+
+    Attributes:
+        level: its name.
+        frames: to train on.
+        valid: to validate on.
+    """
+
+    level: str
+    frames: Sequence[ase.Atoms]
+    valid: Sequence[ase.Atoms]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fine-tuning that is ready to start.
+
+    Attributes:
+        config: what was asked for.
+        base: the pretrained force field with all of its elements.
+        start: cut down to the elements in use, with the new levels, their E0 fitted.
+        base_level: the level that they build on.
+        data: frames of each new level.
+        blocks: new parameters.
+        adapters: which parameters train, and how.
+        examples: everything to train on, replay included.
+        valid: what is watched; the new levels first.
+        corrections: E0 of each new level.
+        before: errors of every watched level at step 0.
+        replay_frames: number of frames that train the old level.
+        settings: of the loop.
+        optimizer: of the loop.
+    """
+
+    config: FineTuneConfig
+    base: ForceField
+    start: ForceField
+    base_level: str
+    data: tuple[LevelData, ...]
+    blocks: list[str]
+    adapters: Adapters
+    examples: Sequence[Example]
+    valid: tuple[Validation, ...]
+    corrections: Mapping[str, EnergyCorrection]
+    before: Mapping[str, Errors]
+    replay_frames: int
+    settings: TrainSettings
+    optimizer: optax.GradientTransformation
+
+
+def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
+    """Read and check the data, grow the network, fit the E0, and evaluate what training starts from.
+
+    Raises:
+        ValueError: a choice that cannot be, or data that cannot be trained on.
+        MissingLabel: a label with a positive weight is in no frame.
+    """
+    base = config.base if isinstance(config.base, ForceField) else ForceField.load(config.base)
+    base_level = base.predictor.find_level(config.base_level)
+    data = read_levels(config, log)
+    frames = [atoms for part in data for atoms in part.frames] if len(data) > 1 else data[0].frames
+    replayed = replay_structures(config, frames, base.elements)
+    used = base.for_elements(elements_of(*(p.frames for p in data), *(p.valid for p in data), replayed))
+    start, blocks = add_heads(
+        used,
+        [part.level for part in data],
+        config.seed,
+        base_level,
+        stacked=config.stacked,
+        members=config.n_heads,
+    )
+    examples: Sequence[Example] = []
+    corrections: dict[str, EnergyCorrection] = {}
+    valid: list[Validation] = []
+    for part in data:
+        own = examples_at(start, part.frames, part.level, config)
+        correction = find_correction(config.e0, start, part.level, own, config.batch_size)
+        start = with_energies(start, new_heads(start, part.level, base_level, data), correction.energies)
+        corrections[part.level] = correction
+        log(f"level {part.level!r}: {correction}")
+        members = start.predictor.member_weights(part.level) if config.n_heads > 1 else None
+        own = own if members is None else bootstrap(own, members, config.seed)
+        examples = own if len(data) == 1 else [*examples, *own]
+        valid.append(Validation(part.level, examples_at(start, part.valid, part.level, config)))
+    replay_train, replay_valid = replay_examples(start, replayed, base_level, config)
+    if replay_train:
+        examples = [*examples, *replay_train]
+        valid.append(Validation(base_level, replay_valid, config.replay_weight))
+    elif config.preset.changes_old_levels:
+        watched = label_by_model(start, data[0].valid, base_level, config.batch_size)
+        valid.append(Validation(base_level, watched, 0.0))
+    before = {v.level: evaluate(start, Batches(v.examples, config.batch_size)) for v in valid}
+    settings = make_settings(config, len(examples), bool(replay_train))
+    preset = config.preset
+    optimizer = make_optimizer(
+        preset.learning_rate,
+        preset.clip,
+        settings.epochs * -(-len(examples) // settings.batch_size),
+        schedule=config.schedule,
+        weight_decay=config.weight_decay,
+        accumulate=config.accumulate,
+    )
+    adapters = choose_adapters(start.params, start.predictor.network, blocks, preset.freeze, preset.rank, config.seed)
+    return Plan(
+        config=config,
+        base=base,
+        start=start,
+        base_level=base_level,
+        data=data,
+        blocks=blocks,
+        adapters=adapters,
+        examples=examples,
+        valid=tuple(valid),
+        corrections=corrections,
+        before=before,
+        replay_frames=len(replay_train),
+        settings=settings,
+        optimizer=optimizer,
+    )
+
+
+def read_levels(config: FineTuneConfig, log: Log) -> tuple[LevelData, ...]:
+    """Frames of every new level, split, with their labels counted.
+
+    Raises:
+        ValueError: no training data, or validation data of other levels.
+    """
+    if config.train is None:
+        raise ValueError("train: give the training frames, a file or a list of Atoms")
+    sources = config.train if isinstance(config.train, Mapping) else {config.level: config.train}
+    valid = config.valid
+    if isinstance(valid, Mapping):
+        if set(valid) != set(sources):
+            raise ValueError(f"valid has the levels {sorted(valid)} and train {sorted(sources)}; give the same")
+    elif len(sources) > 1 and not isinstance(valid, int | float):
+        raise ValueError("valid: with several levels give a file for each, LEVEL=FILE, or a share")
+    found = []
+    for level, source in sources.items():
+        if len(sources) > 1:
+            log(f"level {level!r}")
+        own = valid[level] if isinstance(valid, Mapping) else valid
+        found.append(LevelData(level, *read_split(source, own, config.keys, config.loss.wanted, config.seed, log)))
+    return tuple(found)
+
+
+def examples_at(
+    force_field: ForceField, frames: Sequence[ase.Atoms], level: str, config: FineTuneConfig
+) -> Sequence[Example]:
+    """Labelled graphs at a level."""
+    weights = force_field.predictor.head_weights(level)
+    return make_examples(frames, force_field.elements, force_field.cutoff, weights, config.keys)
+
+
+def new_heads(force_field: ForceField, level: str, base_level: str, data: Sequence[LevelData]) -> list[str]:
+    """The heads that a new level adds to all levels before it."""
+    names = [part.level for part in data]
+    levels = force_field.levels
+    older = set(levels[base_level]).union(*(levels[name] for name in names[: names.index(level)]))
+    return [head for head in levels[level] if head not in older]
+
+
+def bootstrap(examples: Sequence[Example], members: np.ndarray, seed: int) -> list[Example]:
+    """For each member of a committee as many frames as there are, drawn with replacement.
+
+    Args:
+        examples: labelled at the mean of the committee.
+        members: head weights of each, [members, heads].
+        seed: of the draws.
+    """
+    drawn = []
+    for number, weights in enumerate(members):
+        picks = np.random.default_rng([seed, 41, number]).integers(len(examples), size=len(examples))
+        for index, times in zip(*np.unique(picks, return_counts=True), strict=True):
+            example = examples[int(index)]
+            graph = replace(example.graph, head_weights=weights[None])
+            drawn.append(Example(graph, replace(example.targets, weight=example.targets.weight * times)))
+    return drawn
+
+
+def make_settings(config: FineTuneConfig, count: int, mixed: bool) -> TrainSettings:
+    """The loop's settings for a number of examples; `mixed` data have two pad shapes."""
+    epochs = config.epochs
+    if epochs is None:
+        epochs = max(1, TYPICAL_BATCHES * config.batch_size // count)
+    return TrainSettings(
+        epochs=epochs,
+        batch_size=config.batch_size,
+        ema=config.preset.ema,
+        loss=config.loss,
+        eval_every=max(1, epochs // EVALUATIONS),
+        max_shapes=2 if mixed else 1,
+        seed=config.seed,
+        patience=config.patience,
+        max_minutes=config.max_minutes,
+    )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """What the model file says of its making; the same for a run that was interrupted and one that was not."""
+    skipped = ("output", "folder", "max_minutes", "dry_run")
+    config = {key: value for key, value in plan.config.to_dict().items() if key not in skipped}
+    return {
+        "level": plan.data[-1].level,
+        "method": plan.config.method,
+        "frames": sum(len(part.frames) for part in plan.data),
+        "epochs": plan.settings.epochs,
+        "seed": plan.config.seed,
+        "levels": [part.level for part in plan.data],
+        "replay_frames": plan.replay_frames,
+        "config": config,
+    }

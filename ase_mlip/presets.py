@@ -1,0 +1,40 @@
+"""The ways to fine-tune: each says which parameters stay, which move freely or at low rank, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["cosine", "plateau", "constant"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What trains besides the new heads, and the usual settings; all of it can be changed.
+
+    Attributes:
+        freeze: parts of the network, or patterns of parameter names, that stay as they are.
+        rank: of the change of every matrix that is not frozen; None lets all of it change freely.
+        learning_rate: peak of the schedule, relative to the size of each parameter.
+        ema: decay of the moving average.
+        clip: largest norm of the gradient.
+    """
+
+    freeze: tuple[str, ...]
+    rank: int | None
+    learning_rate: float
+    ema: float
+    clip: float
+
+    @property
+    def changes_old_levels(self) -> bool:
+        """Whether the levels that the base has can change."""
+        return "*" not in self.freeze
+
+
+METHODS: dict[str, Method] = {
+    "heads": Method(freeze=("*",), rank=None, learning_rate=1e-2, ema=0.99, clip=10.0),
+    "freeze": Method(freeze=("embedding", "interactions"), rank=None, learning_rate=5e-3, ema=0.99, clip=10.0),
+    "lora": Method(freeze=(), rank=8, learning_rate=1e-2, ema=0.99, clip=10.0),
+    "full": Method(freeze=(), rank=None, learning_rate=5e-3, ema=0.99, clip=10.0),
+}

@@ -1,0 +1,130 @@
+"""Replay: frames at the base level among the new ones, so that fine-tuning does not overwrite what the base knew.
+
+Labels made by the base itself serve as well as its original training labels (arXiv:2606.12704), so that any structures
+will do, and no pretraining data is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle
+
+import ase
+import numpy as np
+from ase.build import bulk
+from ase.collections import g2
+from ase.data import chemical_symbols, reference_states
+
+from ase_mlip.batches import Batches
+from ase_mlip.config import FineTuneConfig
+from ase_mlip.dataset import Example, LabelKeys, make_examples, read_frames, require_labels, take_census
+from ase_mlip.force_field import ForceField
+
+AUTO = "auto"
+RATTLES = (0.05, 0.1, 0.2)  # Angstrom
+STRAINS = (0.96, 1.0, 1.05)
+VALID_SHARE = 0.1
+
+
+def replay_structures(config: FineTuneConfig, frames: Sequence[ase.Atoms], elements: Sequence[int]) -> list[ase.Atoms]:
+    """The structures to replay: drawn from those that the configuration names, or made; none without replay.
+
+    Args:
+        config: `replay`, `replay_ratio` and `seed` count.
+        frames: the new training frames.
+        elements: atomic numbers that the base knows.
+    """
+    if config.replay is None:
+        return []
+    count = max(2, round(config.replay_ratio * len(frames)))
+    if isinstance(config.replay, str) and config.replay == AUTO:
+        return make_structures(frames, elements, count, config.seed)
+    pool = read_frames(config.replay)
+    if len(pool) < 2:
+        raise ValueError(f"replay={config.replay!r} holds {len(pool)} frame; give at least two: one is held out")
+    order = np.random.default_rng([config.seed, 29]).permutation(len(pool))[:count]
+    return [pool[i] for i in sorted(order)]
+
+
+def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count: int, seed: int = 0) -> list[ase.Atoms]:
+    """Half distorted copies of the frames, half other molecules and crystals of the elements, distorted too.
+
+    The others are the molecules of ASE's G2 collection whose elements are known, and, for elements in the frames, the
+    crystals of ASE's reference states.
+
+    Returns:
+        Structures without labels, in the order of drawing.
+    """
+    rng = np.random.default_rng([seed, 31])
+    known = set(elements)
+    others = [atoms for atoms in g2 if len(atoms) > 1 and known.issuperset(atoms.numbers)]
+    used = sorted({int(z) for atoms in frames for z in atoms.numbers})
+    others += list(_crystals(used))
+    made: list[ase.Atoms] = []
+    copies = (frames[i] for i in cycle(rng.permutation(len(frames))))
+    diverse = (others[i] for i in cycle(rng.permutation(len(others)))) if others else copies
+    for number in range(count):
+        made.append(_distort(next(copies if number % 2 == 0 else diverse), rng))
+    return made
+
+
+def _crystals(elements: Sequence[int]) -> Iterator[ase.Atoms]:
+    """Elemental crystals that ASE can build."""
+    for z in elements:
+        state = reference_states[z] or {}
+        if state.get("symmetry") in ("fcc", "bcc", "hcp", "diamond"):
+            yield bulk(chemical_symbols[z])
+
+
+def _distort(atoms: ase.Atoms, rng: np.random.Generator) -> ase.Atoms:
+    """Scaled as a whole and displaced at random; the original's labels are left behind."""
+    copy = ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    strain = rng.choice(STRAINS)
+    copy.set_cell(copy.cell.array * strain)
+    copy.positions *= strain
+    copy.positions += rng.normal(scale=rng.choice(RATTLES), size=copy.positions.shape)
+    return copy
+
+
+def replay_examples(
+    force_field: ForceField, frames: Sequence[ase.Atoms], level: str, config: FineTuneConfig
+) -> tuple[list[Example], list[Example]]:
+    """Frames that train the old level, and those that watch it, with their own labels or the model's."""
+    if not frames:
+        return [], []
+    weights, keys = force_field.predictor.head_weights(level), config.keys
+    if config.replay_labels == "file":
+        require_labels(take_census(frames, keys), ["forces"], keys)
+        examples: Sequence[Example] = make_examples(
+            frames, force_field.elements, force_field.cutoff, weights, keys, config.replay_weight
+        )
+    else:
+        examples = label_by_model(force_field, frames, level, config.batch_size, config.replay_weight)
+    held = max(1, round(VALID_SHARE * len(frames)))
+    order = np.random.default_rng([config.seed, 37]).permutation(len(frames))
+    return [examples[i] for i in sorted(order[held:])], [examples[i] for i in sorted(order[:held])]
+
+
+def label_by_model(
+    force_field: ForceField, frames: Sequence[ase.Atoms], level: str, batch_size: int, weight: float = 1.0
+) -> list[Example]:
+    """Examples whose labels are the model's own energies and forces at a level."""
+    weights = force_field.predictor.head_weights(level)
+    unlabelled = [ase.Atoms(a.numbers, positions=a.positions, cell=a.cell, pbc=a.pbc) for a in frames]
+    bare = make_examples(unlabelled, force_field.elements, force_field.cutoff, weights, LabelKeys(), weight)
+    labelled: list[Example] = []
+    for joined in Batches(bare, batch_size).epoch(None):
+        prediction = force_field(joined.graph)
+        real = joined.graph.node_graph[joined.graph.node_graph < joined.graph.num_graphs]
+        for number in range(len(np.unique(real))):
+            example, nodes = bare[len(labelled)], joined.graph.node_graph == number
+            targets = replace(
+                example.targets,
+                energy=prediction.energy[number : number + 1],
+                forces=prediction.forces[nodes].astype(float),
+                energy_mask=np.array([True]),
+                forces_mask=np.full(int(nodes.sum()), True),
+            )
+            labelled.append(Example(example.graph, targets))
+    return labelled
