@@ -117,8 +117,8 @@ def read_frames(source: Source) -> Sequence[ase.Atoms]:
 
 
 def _bytes_of_frame(atoms: ase.Atoms) -> int:
-    """About what a frame holds in memory: its arrays, those of its calculator, and 10 kB of Python objects."""
-    return 10_000 + 2 * sum(array.nbytes for array in atoms.arrays.values())
+    """About what a frame holds in memory: its arrays, those of its calculator, and 4 kB of Python objects."""
+    return 4_000 + 3 * sum(array.nbytes for array in atoms.arrays.values())
 
 
 @contextmanager
