@@ -71,14 +71,14 @@ class Adapters:
         for number, (name, rank) in enumerate(sorted(self.ranks.items())):
             value = np.asarray(flat[name])
             if rank is None:
-                variables[name] = {"change": jnp.zeros(value.shape, value.dtype)}
+                variables[name] = {"change": jnp.asarray(np.zeros_like(value))}
                 continue
             batch, rows, columns = matrix_shape(name, value.shape)
             rank = min(rank, rows, columns)
             draw = np.random.default_rng([self.seed, number]).normal(size=(batch, rows, rank))
             variables[name] = {
-                "down": jnp.asarray(draw, value.dtype),
-                "up": jnp.zeros((batch, rank, columns), value.dtype),
+                "down": jnp.asarray(draw.astype(value.dtype)),
+                "up": jnp.asarray(np.zeros((batch, rank, columns), value.dtype)),
             }
         return variables
 

@@ -130,7 +130,7 @@ def test_errors_are_one_line(
         ("evaluate", model, note): "note.txt",
         ("evaluate", model, data, "--level", "dft"): "there is no level 'dft'; this model has 'base'",
         ("evaluate", model, data, "--dtype", "float16"): "float16",
-        ("finetune", model, data, *out, "--method", "lora"): "'heads', 'full'",
+        ("finetune", model, data, *out, "--method", "adapt"): "'heads', 'freeze', 'lora', 'full'",
         ("finetune", model, data, *out, "--level", "base"): "already has a level or head 'base'",
         ("finetune", model, data, *out, "--replay", data): "replay has no effect",
         ("finetune", model, data, *out, "--forces-key", "REF_forces"): "did you mean forces='forces'?",
