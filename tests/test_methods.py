@@ -1,4 +1,4 @@
-"""What trains under each method: adapters that start at nothing, move what they name and merge into ordinary weights."""
+"""What trains under each method: adapters that start at nothing, move what they name, merge into ordinary weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from toy_data import leaves, same_bits
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.force_field import ForceField
 from ase_mlip.methods import choose_adapters, make_optimizer
-from ase_mlip.networks.mace import Mace
 from ase_mlip.networks.nequip import Nequip, NequipConfig
 from ase_mlip.presets import METHODS
 from ase_mlip.transfer import add_heads
