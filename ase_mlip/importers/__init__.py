@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -97,21 +96,3 @@ def fetch_converted(name: str) -> Path:
     if not converted.is_file():
         read_foreign(fetch_model(name)).save(converted)
     return converted
-
-
-def source_energies(path: str | os.PathLike[str]) -> Callable[..., float] | None:
-    """The energy function of the package that wrote a file, (atoms, level) -> eV; None where it is not installed."""
-    kind = foreign_kind(path)
-    try:
-        if kind == "mace-torch":
-            from ase_mlip.importers.mace_torch import original_energies
-
-            return original_energies(path)
-        if kind == "nequix":
-            from nequix.calculator import NequixCalculator
-
-            calculator = NequixCalculator(model_path=Path(path), use_kernel=False)
-            return lambda atoms, level: float(calculator.get_potential_energy(atoms))
-    except ImportError:
-        pass
-    return None
