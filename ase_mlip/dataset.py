@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +15,12 @@ from functools import partial
 from typing import Any
 
 import ase
-import ase.io
 import jax
 import numpy as np
 from ase.data import chemical_symbols
-from ase.io.formats import UnknownFileTypeError, open_with_compression
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from ase_mlip.frame_files import iterate_file
 from ase_mlip.graph import Graph
 from ase_mlip.spill import gather, select
 from ase_mlip.structure import InvalidStructure
@@ -95,16 +92,7 @@ def read_frames(source: Source) -> Sequence[ase.Atoms]:
         TypeError: neither a file nor several Atoms.
     """
     if isinstance(source, str | os.PathLike):
-        path = os.fspath(source)
-        name = path.rsplit("@", 1)[0] if not os.path.exists(path) else path
-        if not os.path.isfile(name):
-            raise FileNotFoundError(f"there is no file {name!r}")
-        index = ":" if name == path else path.rsplit("@", 1)[1]
-        with _uncompressed(name) as plain:
-            try:
-                frames = gather(ase.io.iread(plain, index=index, do_not_split_by_at_sign=True), _bytes_of_frame)
-            except UnknownFileTypeError as error:
-                raise ValueError(f"{name} is in no format that ASE knows by its name or content") from error
+        frames = gather(iterate_file(os.fspath(source)), _bytes_of_frame)
     elif isinstance(source, ase.Atoms):
         raise TypeError("one Atoms is no set of frames; give a list of Atoms, even for a single frame")
     else:
@@ -119,20 +107,6 @@ def read_frames(source: Source) -> Sequence[ase.Atoms]:
 def _bytes_of_frame(atoms: ase.Atoms) -> int:
     """About what a frame holds in memory: its arrays, those of its calculator, and 4 kB of Python objects."""
     return 4_000 + 3 * sum(array.nbytes for array in atoms.arrays.values())
-
-
-@contextmanager
-def _uncompressed(name: str) -> Iterator[str]:
-    """The file itself, or an unpacked copy while the context lasts: ASE's readers seek, which compressed files hate."""
-    inner, suffix = os.path.splitext(name)
-    if suffix not in (".xz", ".gz", ".bz2"):
-        yield name
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        plain = os.path.join(folder, os.path.basename(inner))
-        with open_with_compression(name, "rb") as packed, open(plain, "wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-        yield plain
 
 
 def read_labels(atoms: ase.Atoms, keys: LabelKeys) -> dict[str, np.ndarray]:
@@ -310,14 +284,14 @@ def _compact(shifts: np.ndarray) -> np.ndarray:
 
 
 def make_examples(
-    frames: Sequence[ase.Atoms],
+    frames: Iterable[ase.Atoms],
     elements: Sequence[int],
     cutoff: float,
     head_weights: np.ndarray,
     keys: LabelKeys,
     weight: float = 1.0,
 ) -> Sequence[Example]:
-    """Examples of all frames; what is more than `spill.SPILL_BYTES` of them goes to a temporary file.
+    """Examples of all frames, gathered as by `gather_examples`.
 
     Raises:
         InvalidStructure: a structure cannot be predicted; names the frame.
@@ -330,7 +304,12 @@ def make_examples(
                 example = Example.from_atoms(atoms, elements, cutoff, head_weights, keys, weight)
             yield example
 
-    return gather(examples(), _bytes_of_example)
+    return gather_examples(examples())
+
+
+def gather_examples(examples: Iterable[Example]) -> Sequence[Example]:
+    """A list of the examples; what is more than `spill.SPILL_BYTES` of them goes to a temporary file as it comes."""
+    return gather(examples, _bytes_of_example)
 
 
 def _bytes_of_example(example: Example) -> int:

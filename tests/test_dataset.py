@@ -204,7 +204,7 @@ def test_large_files_are_read_to_disk(name: str, tmp_path: Path) -> None:
     expected = read_split(in_memory, 0.25, NO_KEYS, ["energy"], 3, lambda _: None)
     for part, other in zip(parts, expected, strict=True):
         assert not isinstance(part, list)
-        made, wanted = (make_examples(p, (1, 8), CUTOFF, np.ones(1), NO_KEYS) for p in (part, other))
+        made, wanted = (make_examples(iter(p), (1, 8), CUTOFF, np.ones(1), NO_KEYS) for p in (part, other))
         assert isinstance(made, SpilledList)
         assert len(made) == len(wanted) == len(other)
         for one, two in zip(made, wanted, strict=True):
