@@ -23,7 +23,7 @@ from ase_mlip.report.picture import write_results
 from ase_mlip.structure import find_neighbors
 from ase_mlip.training import Log, TrainResult, TrainSettings, Validation, train
 
-COUNTED = 10_000  # frames whose neighbours are counted, at most: their mean is then exact to better than a percent
+COUNTED = 10_000  # frames whose neighbours are counted, at most; their mean only normalises
 
 
 def describe_dataset(frames: Sequence[ase.Atoms], cutoff: float, keys: LabelKeys, name: str = "base") -> DatasetInfo:
