@@ -1,4 +1,4 @@
-"""What a training leaves behind: the model, its history, and plots that show what it did."""
+"""A model file with its history, learning curve and parity plots beside it."""
 
 from __future__ import annotations
 
