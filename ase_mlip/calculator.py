@@ -16,6 +16,9 @@ from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import Graph, NeighborCache
 from ase_mlip.predictor import compiled_interaction
 from ase_mlip.structure import InvalidStructure, check_structure, find_neighbors, symbol_of
+from ase_mlip.uncertainty import deviation, has_committee, member_predictions
+
+DEVIATIONS = ("energy_std", "forces_std")
 
 
 class MLIPCalculator(Calculator):
@@ -25,6 +28,10 @@ class MLIPCalculator(Calculator):
     three-dimensional cell; eV and Angstrom, stress positive in tension. Compiles once per pad shape (structures of
     similar size share one); equal models share their compilations. During MD the neighbour list is rebuilt only when an
     atom has moved far enough.
+
+    At a level with a committee of heads (`fine_tune` with n_heads > 1), `get_property` also gives "energy_std", the
+    standard deviation of the energy over its members in eV, and "forces_std" [atoms], that of the force on each atom in
+    eV/Angstrom (see `uncertainty.deviation`). They are computed only when asked for, and then stay in `results`.
 
     Args:
         model: a `ForceField`, a model file (also of mlip or nequix), or the name of a shipped or published model; the
@@ -59,6 +66,8 @@ class MLIPCalculator(Calculator):
         self.force_field = model if isinstance(model, ForceField) else ForceField.load(model or "default")
         self.head_weights = self.force_field.predictor.head_weights(level)
         self.level = level if level is not None else list(self.force_field.levels)[-1]
+        if has_committee(self.force_field.predictor, level):
+            self.implemented_properties = [*self.implemented_properties, *DEVIATIONS]
         self.dtype = dtype
         with precision(dtype):
             pass
@@ -69,6 +78,16 @@ class MLIPCalculator(Calculator):
     def name(self) -> str:
         """Name of the calculator and the level it predicts at."""
         return f"ase_mlip[{self.level}]"
+
+    def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """A property by name, from `results` where the structure has not changed.
+
+        Raises:
+            InvalidStructure: see `calculate`.
+            PropertyNotImplementedError: the structure or the level has no such property.
+        """
+        self._require_committee([name])
+        return super().get_property(name, atoms, allow_calculation)
 
     def calculate(
         self,
@@ -81,8 +100,11 @@ class MLIPCalculator(Calculator):
         Raises:
             InvalidStructure: unknown elements, non-finite positions, a periodic axis without a cell vector, atoms on
                 top of each other.
-            PropertyNotImplementedError: the stress of a structure that has none.
+            PropertyNotImplementedError: the stress of a structure that has none, the deviations of a level without a
+                committee.
         """
+        deviations = [name for name in properties if name in DEVIATIONS]
+        self._require_committee(deviations)
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
         check_structure(atoms, self.force_field.elements)
@@ -94,8 +116,13 @@ class MLIPCalculator(Calculator):
             )
         if len(atoms) == 0:
             self.results = {"energy": 0.0, "free_energy": 0.0, "energies": np.zeros(0), "forces": np.zeros((0, 3))}
+            self.results |= {"energy_std": 0.0, "forces_std": np.zeros(0)} if deviations else {}
             return
-        self.results = self._predict(atoms, periodic)
+        # the deviations of a structure that is predicted already are added to its results
+        if system_changes or "energy" not in self.results or len(deviations) < len(properties):
+            self.results = self._predict(atoms, periodic)
+        if deviations:
+            self.results |= self._deviate(atoms)
 
     def _use_elements(self, numbers: Iterable[int]) -> None:
         """Cut a model of many elements down to those seen so far. A new one makes the neighbour list new anyway."""
@@ -122,6 +149,21 @@ class MLIPCalculator(Calculator):
         if periodic:
             results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(total.stress[0], np.float64))
         return results
+
+    def _deviate(self, atoms: ase.Atoms) -> dict[str, Any]:
+        """Standard deviations over the members, of a structure that was just predicted."""
+        graph = self.neighbors.update(atoms, self.head_weights)
+        found = deviation(member_predictions(self._active, graph, self.level, self.dtype))
+        return {"energy_std": float(found.energy[0]), "forces_std": found.forces[: len(atoms)]}
+
+    def _require_committee(self, names: Sequence[str]) -> None:
+        """Raise if one of the properties is a deviation that this level does not have."""
+        for name in names:
+            if name in DEVIATIONS and name not in self.implemented_properties:
+                raise PropertyNotImplementedError(
+                    f"{name} needs a committee of heads and level {self.level!r} has none; fine-tune with n_heads=4 or "
+                    "more to get a level that has one"
+                )
 
     def _explain(self, atoms: ase.Atoms, graph: Graph, forces: np.ndarray) -> str:
         """Say which atoms make a prediction non-finite."""
