@@ -58,10 +58,10 @@ class Axis:
             found = [m * 10.0**d for d in decades[::step] for m in steps if self.low <= m * 10.0**d <= self.high]
             if len(found) >= 3:
                 return found
-        return _linear_ticks(self.low, self.high, count)
+        return _linear_ticks(self.low, self.high, 1.5 * count)  # less than a decade
 
 
-def _linear_ticks(low: float, high: float, count: int) -> list[float]:
+def _linear_ticks(low: float, high: float, count: float) -> list[float]:
     raw = (high - low) / count
     power = 10.0 ** np.floor(np.log10(raw))
     step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
