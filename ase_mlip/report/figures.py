@@ -174,7 +174,7 @@ def dimer_chart(after: DimerScan, before: DimerScan | None) -> str:
     marks, note = [frame.horizontal(0.0, "quiet")], ""
     if after.turn is not None:
         marks.append(frame.band(frame.x.low, after.turn, "bad" if within_reach(after) else "quiet"))
-        note = f"falls below {number(after.turn)} Å, {number(max(after.barrier, 0.0), 2)} eV up"
+        note = f"ends at {number(after.turn)} Å, {number(max(after.barrier, 0.0), 2)} eV up"
     styles = ("before", "after") if before is not None else ("after",)
     kind = "hole" if within_reach(after) else ""
     marks += [frame.line(scan.distances, scan.energies, style) for scan, style in zip(scans, styles, strict=True)]
