@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
 from math import sqrt
@@ -30,6 +31,7 @@ from ase_mlip.predictor import Predictor
 
 Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]
+LICENCE = re.compile(r"licen[cs]e(\.txt|\.md)?", re.IGNORECASE)
 SILU_GAIN = SAMPLED_SILU_NORM / SILU_NORM  # mlip's constant over ours
 
 
@@ -48,7 +50,7 @@ def read_mlip(path: str | os.PathLike[str]) -> ForceField:
     """
     payload = Path(path).read_bytes()
     try:
-        header, arrays = _unpack(payload)
+        header, arrays, licence = _unpack(payload)
         version = _version(arrays)
         description = read_header(header, version)
         params = _Reader(description, arrays, version).params()
@@ -61,11 +63,13 @@ def read_mlip(path: str | os.PathLike[str]) -> ForceField:
         "source_package": f"mlip 0.{version}",
         "architecture": "Mace",
     }
+    provenance |= {"training_data": description.data} if description.data else {}
+    provenance |= {"licence_text": licence} if licence else {}
     return ForceField(Predictor(Mace(description.config, description.info), description.levels), params, provenance)
 
 
-def _unpack(payload: bytes) -> tuple[Any, Arrays]:
-    """Hyper-parameters and arrays."""
+def _unpack(payload: bytes) -> tuple[Any, Arrays, str]:
+    """Hyper-parameters, arrays, and the text of a licence, empty where there is none."""
     names = ("hyperparams.json", "params.npz")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
@@ -73,6 +77,8 @@ def _unpack(payload: bytes) -> tuple[Any, Arrays]:
             if missing:
                 raise ValueError(f"is no archive of mlip: it lacks {' and '.join(missing)}")
             text, packed = (archive.read(name) for name in names)
+            licences = [name for name in archive.namelist() if LICENCE.fullmatch(Path(name).name)]
+            licence = "\n".join(archive.read(name).decode(errors="replace") for name in licences)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"is no zip archive, or truncated or damaged ({error}); copy or download it again") from error
     try:
@@ -85,7 +91,7 @@ def _unpack(payload: bytes) -> tuple[Any, Arrays]:
     except Exception as error:  # numpy's parser raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"is damaged: its params.npz cannot be read ({reason})") from error
-    return header, arrays
+    return header, arrays, licence
 
 
 def _version(arrays: Arrays) -> int:

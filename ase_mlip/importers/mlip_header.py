@@ -66,6 +66,7 @@ class Description:
         basis: of the symmetric contraction's weights.
         species: rows of the arrays with one row for each element.
         radial_factor: of the radial basis, which mlip scales to unit mean square.
+        data: names of the data sets; empty where none are given.
     """
 
     config: MaceConfig
@@ -74,6 +75,7 @@ class Description:
     basis: Basis
     species: int
     radial_factor: float
+    data: str
 
 
 def read_header(header: Any, version: int) -> Description:
@@ -109,7 +111,9 @@ def read_header(header: Any, version: int) -> Description:
     levels = ((NAME, names),) if version == 1 else tuple((name, (name,)) for name in reversed(names))
     contraction = "symmetric_tensor_product_basis" if version == 1 else "symmetric_contraction_backend"
     basis = BASES[options.get(contraction, choices[contraction][0])]
-    return Description(config, info, levels, basis, species, _radial_factor(dataset, config, info))
+    sets = dataset.get("dataset_name") or []
+    data = ", ".join(map(str, sets)) if isinstance(sets, list) else str(sets)
+    return Description(config, info, levels, basis, species, _radial_factor(dataset, config, info), data)
 
 
 def _part(header: Any, name: str) -> Options:

@@ -65,16 +65,15 @@ def read_nequix(path: str | os.PathLike[str]) -> ForceField:
         description = _description(stream)
         records = {leaf.name: _read_record(stream, leaf) for leaf in description.leaves()}
         _check_end(stream, len(records))
-        return description.force_field(
-            records,
-            {
-                "name": Path(path).stem,
-                "source_file": Path(path).name,
-                "source_sha256": hashlib.sha256(payload).hexdigest(),
-                "source_package": "nequix",
-                "architecture": "Nequip",
-            },
-        )
+        provenance = {
+            "name": Path(path).stem,
+            "source_file": Path(path).name,
+            "source_sha256": hashlib.sha256(payload).hexdigest(),
+            "source_package": "nequix",
+            "architecture": "Nequip",
+        }
+        provenance |= {"training_data": description.data} if description.data else {}
+        return description.force_field(records, provenance)
     except ValueError as error:
         raise ModelFileError(f"{path} {error}") from error
 
@@ -94,6 +93,7 @@ class Description:
     config: NequipConfig
     elements: tuple[int, ...]
     constants: Mapping[str, float]
+    data: str  # names of the training sets
 
     def leaves(self) -> Iterator[Leaf]:
         """The arrays in the order of the file, named as our parameters are."""
@@ -191,7 +191,9 @@ def _description(stream: BinaryIO) -> Description:
         element_skip=header["index_weights"],
         head_names=(HEAD,),
     )
-    return Description(config, elements, {key: float(header[key]) for key in NUMBERS})
+    paths = header.get("train_path", [])
+    names = ("/".join(Path(str(path)).parts[-2:]) for path in (paths if isinstance(paths, list) else [paths]))
+    return Description(config, elements, {key: float(header[key]) for key in NUMBERS}, ", ".join(dict.fromkeys(names)))
 
 
 def _elements(numbers: Any) -> tuple[int, ...]:
