@@ -51,7 +51,7 @@ def train(
     cutoff: Annotated[float, typer.Option(help="Angstrom")] = 5.0,
     epochs: Annotated[int, typer.Option(min=0)] = 100,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    max_shapes: Annotated[int, typer.Option(min=1, help="pad shapes; more waste less and compile longer")] = 1,
+    max_shapes: Annotated[int, typer.Option(min=1, help="pad shapes, at most; more waste less and compile longer")] = 4,
     learning_rate: Annotated[float, typer.Option()] = 1e-2,
     ema: Annotated[float, typer.Option(help="decay of the parameters' moving average")] = 0.99,
     energy_weight: EnergyWeight = 100.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from ase_mlip.frame_files import iterate_file
 from ase_mlip.graph import Graph
-from ase_mlip.spill import gather, select
+from ase_mlip.spill import gather
 from ase_mlip.structure import InvalidStructure
 
 Source = str | os.PathLike[str] | Iterable[ase.Atoms]
@@ -184,43 +184,6 @@ def require_labels(census: Census, wanted: Sequence[str], keys: LabelKeys) -> No
                 f"no frame has {label} {where}; the frames have {', '.join(census.keys) or 'no keys at all'}{hint} "
                 f"To train without it, give {label} the weight 0."
             )
-
-
-def read_split(
-    train_set: Source,
-    valid: Source | float,
-    keys: LabelKeys,
-    wanted: Sequence[str],
-    seed: int,
-    log: Callable[[str], None],
-) -> tuple[Sequence[ase.Atoms], Sequence[ase.Atoms]]:
-    """Read the frames to train and to validate on, print what they hold, and check that the wanted labels are there.
-
-    Args:
-        valid: a source of its own, or the share of `train_set` to draw at random.
-
-    Raises:
-        ValueError: a share that leaves either set empty.
-        MissingLabel: a wanted label is in no frame of a set.
-    """
-    frames = read_frames(train_set)
-    census = take_census(frames, keys)
-    log(f"training data: {census}")
-    require_labels(census, wanted, keys)
-    if not isinstance(valid, int | float):
-        valid_frames = read_frames(valid)
-        census = take_census(valid_frames, keys)
-        log(f"validation data: {census}")
-        require_labels(census, wanted, keys)
-        return frames, valid_frames
-    held = round(valid * len(frames))
-    if not 0 < held < len(frames):
-        raise ValueError(
-            f"valid={valid} of {len(frames)} frames leaves {len(frames) - held} to train on and {held} to validate on; "
-            "give a share that leaves at least one for each, or a file of validation frames"
-        )
-    order = np.random.default_rng([seed, 17]).permutation(len(frames))
-    return select(frames, sorted(order[held:])), select(frames, sorted(order[:held]))
 
 
 def elements_of(*sets: Iterable[ase.Atoms]) -> set[int]:

@@ -14,12 +14,13 @@ import numpy as np
 import optax
 
 from ase_mlip.batches import Batches
-from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels, read_split
+from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.networks.mace import Mace, MaceConfig
 from ase_mlip.report.picture import write_results
+from ase_mlip.splits import read_split
 from ase_mlip.structure import find_neighbors
 from ase_mlip.training import Log, TrainResult, TrainSettings, Validation, train
 
@@ -115,7 +116,7 @@ def train_from_scratch(
     examples, valid_examples = (
         make_examples(part, start.elements, cutoff, weights, keys) for part in (frames, valid_frames)
     )
-    per_epoch = sum(1 for _ in Batches(examples, settings.batch_size, settings.max_shapes).epoch((settings.seed, 0)))
+    per_epoch = len(Batches(examples, settings.batch_size, settings.max_shapes).plan((settings.seed, 0)))
     steps = max(1, settings.epochs * per_epoch)
     schedule = optax.warmup_cosine_decay_schedule(learning_rate / 100, learning_rate, min(200, steps // 10), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.amsgrad(schedule))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,19 @@ import optax
 
 from ase_mlip.batches import Batches
 from ase_mlip.config import FineTuneConfig
-from ase_mlip.dataset import Example, elements_of, make_examples, read_split
+from ase_mlip.dataset import Example, elements_of, gather_examples, make_examples
 from ase_mlip.evaluate import Errors, evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.methods import choose_adapters, make_optimizer
 from ase_mlip.reference_energies import EnergyCorrection, find_correction, with_energies
 from ase_mlip.replay import label_by_model, replay_examples, replay_structures
+from ase_mlip.spill import join
+from ase_mlip.splits import read_split
 from ase_mlip.training import Log, TrainSettings, Validation
 from ase_mlip.transfer import add_heads
 from ase_mlip.tuning import Adapters
+from ase_mlip.unit_checks import check_units, compare_with_base, step0_shift
+from ase_mlip.unit_readings import Finding
 
 TYPICAL_BATCHES = 3000
 EVALUATIONS = 30
@@ -57,6 +61,7 @@ class Plan:
         valid: what is watched; the new levels first.
         corrections: E0 of each new level.
         before: errors of every watched level at step 0.
+        findings: what is strange about the labels' units, signs and zero.
         replay_frames: number of frames that train the old level.
         settings: of the loop.
         optimizer: of the loop.
@@ -73,6 +78,7 @@ class Plan:
     valid: tuple[Validation, ...]
     corrections: Mapping[str, EnergyCorrection]
     before: Mapping[str, Errors]
+    findings: tuple[Finding, ...]
     replay_frames: int
     settings: TrainSettings
     optimizer: optax.GradientTransformation
@@ -88,8 +94,7 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
     base = config.base if isinstance(config.base, ForceField) else ForceField.load(config.base)
     base_level = base.predictor.find_level(config.base_level)
     data = read_levels(config, log)
-    frames = [atoms for part in data for atoms in part.frames] if len(data) > 1 else data[0].frames
-    replayed = replay_structures(config, frames, base.elements)
+    replayed = replay_structures(config, join(*(part.frames for part in data)), base.elements)
     used = base.for_elements(elements_of(*(p.frames for p in data), *(p.valid for p in data), replayed))
     start, blocks = add_heads(
         used,
@@ -99,7 +104,8 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
         stacked=config.stacked,
         members=config.n_heads,
     )
-    examples: Sequence[Example] = []
+    examples: list[Sequence[Example]] = []
+    findings: list[Finding] = []
     corrections: dict[str, EnergyCorrection] = {}
     valid: list[Validation] = []
     for part in data:
@@ -108,24 +114,26 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
         start = with_energies(start, new_heads(start, part.level, base_level, data), correction.energies)
         corrections[part.level] = correction
         log(f"level {part.level!r}: {correction}")
+        findings += check_labels(start, own, config, log)
         members = start.predictor.member_weights(part.level) if config.n_heads > 1 else None
-        own = own if members is None else bootstrap(own, members, config.seed)
-        examples = own if len(data) == 1 else [*examples, *own]
+        examples.append(own if members is None else bootstrap(own, members, config.seed))
         valid.append(Validation(part.level, examples_at(start, part.valid, part.level, config)))
     replay_train, replay_valid = replay_examples(start, replayed, base_level, config)
     if replay_train:
-        examples = [*examples, *replay_train]
+        examples.append(replay_train)
         valid.append(Validation(base_level, replay_valid, config.replay_weight))
     elif config.preset.changes_old_levels:
         watched = label_by_model(start, data[0].valid, base_level, config.batch_size)
         valid.append(Validation(base_level, watched, 0.0))
     before = {v.level: evaluate(start, Batches(v.examples, config.batch_size)) for v in valid}
-    settings = make_settings(config, len(examples), bool(replay_train))
+    everything = join(*examples)
+    settings = make_settings(config, len(everything))
     preset = config.preset
+    per_epoch = len(Batches(everything, settings.batch_size, settings.max_shapes).plan((settings.seed, 0)))
     optimizer = make_optimizer(
         preset.learning_rate,
         preset.clip,
-        settings.epochs * -(-len(examples) // settings.batch_size),
+        settings.epochs * per_epoch,
         schedule=config.schedule,
         weight_decay=config.weight_decay,
         accumulate=config.accumulate,
@@ -139,10 +147,11 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
         data=data,
         blocks=blocks,
         adapters=adapters,
-        examples=examples,
+        examples=everything,
         valid=tuple(valid),
         corrections=corrections,
         before=before,
+        findings=tuple(findings),
         replay_frames=len(replay_train),
         settings=settings,
         optimizer=optimizer,
@@ -169,8 +178,31 @@ def read_levels(config: FineTuneConfig, log: Log) -> tuple[LevelData, ...]:
         if len(sources) > 1:
             log(f"level {level!r}")
         own = valid[level] if isinstance(valid, Mapping) else valid
-        found.append(LevelData(level, *read_split(source, own, config.keys, config.loss.wanted, config.seed, log)))
+        wanted, skip = config.loss.wanted, config.skip_bad_frames
+        found.append(LevelData(level, *read_split(source, own, config.keys, wanted, config.seed, log, skip)))
     return tuple(found)
+
+
+def check_labels(
+    force_field: ForceField, examples: Sequence[Example], config: FineTuneConfig, log: Log
+) -> list[Finding]:
+    """Compare units, signs and zero of the labels with what the level below predicts.
+
+    Raises:
+        ValueError: another unit or sign fits so much better that training would be wrong.
+    """
+    compared = compare_with_base(force_field, examples, batch_size=config.batch_size)
+    findings = check_units(compared)
+    if shift := step0_shift(compared.errors()):
+        findings.append(shift)
+    for finding in findings:
+        log(str(finding))
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors and not (config.accept_units or config.dry_run):
+        raise ValueError(
+            f"{errors[0].label}: {errors[0].message}. Correct the labels, or give accept_units=True (--accept-units)"
+        )
+    return findings
 
 
 def examples_at(
@@ -189,7 +221,7 @@ def new_heads(force_field: ForceField, level: str, base_level: str, data: Sequen
     return [head for head in levels[level] if head not in older]
 
 
-def bootstrap(examples: Sequence[Example], members: np.ndarray, seed: int) -> list[Example]:
+def bootstrap(examples: Sequence[Example], members: np.ndarray, seed: int) -> Sequence[Example]:
     """For each member of a committee as many frames as there are, drawn with replacement.
 
     Args:
@@ -197,18 +229,20 @@ def bootstrap(examples: Sequence[Example], members: np.ndarray, seed: int) -> li
         members: head weights of each, [members, heads].
         seed: of the draws.
     """
-    drawn = []
-    for number, weights in enumerate(members):
-        picks = np.random.default_rng([seed, 41, number]).integers(len(examples), size=len(examples))
-        for index, times in zip(*np.unique(picks, return_counts=True), strict=True):
-            example = examples[int(index)]
-            graph = replace(example.graph, head_weights=weights[None])
-            drawn.append(Example(graph, replace(example.targets, weight=example.targets.weight * times)))
-    return drawn
+
+    def drawn() -> Iterator[Example]:
+        for number, weights in enumerate(members):
+            picks = np.random.default_rng([seed, 41, number]).integers(len(examples), size=len(examples))
+            for index, times in zip(*np.unique(picks, return_counts=True), strict=True):
+                example = examples[int(index)]
+                graph = replace(example.graph, head_weights=weights[None])
+                yield Example(graph, replace(example.targets, weight=example.targets.weight * times))
+
+    return gather_examples(drawn())
 
 
-def make_settings(config: FineTuneConfig, count: int, mixed: bool) -> TrainSettings:
-    """The loop's settings for a number of examples; `mixed` data have two pad shapes."""
+def make_settings(config: FineTuneConfig, count: int) -> TrainSettings:
+    """The loop's settings for a number of examples."""
     epochs = config.epochs
     if epochs is None:
         epochs = max(1, TYPICAL_BATCHES * config.batch_size // count)
@@ -218,7 +252,7 @@ def make_settings(config: FineTuneConfig, count: int, mixed: bool) -> TrainSetti
         ema=config.preset.ema,
         loss=config.loss,
         eval_every=max(1, epochs // EVALUATIONS),
-        max_shapes=2 if mixed else 1,
+        max_shapes=4,
         seed=config.seed,
         patience=config.patience,
         max_minutes=config.max_minutes,

@@ -15,6 +15,7 @@ from ase_mlip.dataset import Example
 from ase_mlip.dataset_info import Head
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
+from ase_mlip.spill import select
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def fit_energy_correction(
     labelled = [number for number, example in enumerate(examples) if example.targets.energy_mask[0]]
     if not labelled:
         return {}, 0
-    chosen = [examples[i] for i in labelled] if len(labelled) < len(examples) else examples
+    chosen = examples if len(labelled) == len(examples) else select(examples, labelled)
     counts = np.stack([np.bincount(e.graph.species, minlength=len(force_field.elements)) for e in chosen]).astype(float)
     species = np.flatnonzero(counts.any(axis=0))
     predicted = evaluate(force_field, Batches(chosen, batch_size))

@@ -18,8 +18,17 @@ from ase.data import chemical_symbols, reference_states
 
 from ase_mlip.batches import Batches
 from ase_mlip.config import FineTuneConfig
-from ase_mlip.dataset import Example, LabelKeys, make_examples, read_frames, require_labels, take_census
+from ase_mlip.dataset import (
+    Example,
+    LabelKeys,
+    gather_examples,
+    make_examples,
+    read_frames,
+    require_labels,
+    take_census,
+)
 from ase_mlip.force_field import ForceField
+from ase_mlip.spill import select
 
 AUTO = "auto"
 RATTLES = (0.05, 0.1, 0.2)  # Angstrom
@@ -27,7 +36,9 @@ STRAINS = (0.96, 1.0, 1.05)
 VALID_SHARE = 0.1
 
 
-def replay_structures(config: FineTuneConfig, frames: Sequence[ase.Atoms], elements: Sequence[int]) -> list[ase.Atoms]:
+def replay_structures(
+    config: FineTuneConfig, frames: Sequence[ase.Atoms], elements: Sequence[int]
+) -> Sequence[ase.Atoms]:
     """The structures to replay: drawn from those that the configuration names, or made; none without replay.
 
     Args:
@@ -44,7 +55,7 @@ def replay_structures(config: FineTuneConfig, frames: Sequence[ase.Atoms], eleme
     if len(pool) < 2:
         raise ValueError(f"replay={config.replay!r} holds {len(pool)} frame; give at least two: one is held out")
     order = np.random.default_rng([config.seed, 29]).permutation(len(pool))[:count]
-    return [pool[i] for i in sorted(order)]
+    return select(pool, sorted(order))
 
 
 def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count: int, seed: int = 0) -> list[ase.Atoms]:
@@ -89,7 +100,7 @@ def _distort(atoms: ase.Atoms, rng: np.random.Generator) -> ase.Atoms:
 
 def replay_examples(
     force_field: ForceField, frames: Sequence[ase.Atoms], level: str, config: FineTuneConfig
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """Frames that train the old level, and those that watch it, with their own labels or the model's."""
     if not frames:
         return [], []
@@ -103,22 +114,26 @@ def replay_examples(
         examples = label_by_model(force_field, frames, level, config.batch_size, config.replay_weight)
     held = max(1, round(VALID_SHARE * len(frames)))
     order = np.random.default_rng([config.seed, 37]).permutation(len(frames))
-    return [examples[i] for i in sorted(order[held:])], [examples[i] for i in sorted(order[:held])]
+    return select(examples, sorted(order[held:])), select(examples, sorted(order[:held]))
 
 
 def label_by_model(
     force_field: ForceField, frames: Sequence[ase.Atoms], level: str, batch_size: int, weight: float = 1.0
-) -> list[Example]:
+) -> Sequence[Example]:
     """Examples whose labels are the model's own energies and forces at a level."""
     weights = force_field.predictor.head_weights(level)
-    unlabelled = [ase.Atoms(a.numbers, positions=a.positions, cell=a.cell, pbc=a.pbc) for a in frames]
+    unlabelled = (ase.Atoms(a.numbers, positions=a.positions, cell=a.cell, pbc=a.pbc) for a in frames)
     bare = make_examples(unlabelled, force_field.elements, force_field.cutoff, weights, LabelKeys(), weight)
-    labelled: list[Example] = []
+    return gather_examples(_labelled(force_field, bare, batch_size))
+
+
+def _labelled(force_field: ForceField, bare: Sequence[Example], batch_size: int) -> Iterator[Example]:
+    done = 0
     for joined in Batches(bare, batch_size).epoch(None):
         prediction = force_field(joined.graph)
         real = joined.graph.node_graph[joined.graph.node_graph < joined.graph.num_graphs]
         for number in range(len(np.unique(real))):
-            example, nodes = bare[len(labelled)], joined.graph.node_graph == number
+            example, nodes = bare[done], joined.graph.node_graph == number
             targets = replace(
                 example.targets,
                 energy=prediction.energy[number : number + 1],
@@ -126,5 +141,5 @@ def label_by_model(
                 energy_mask=np.array([True]),
                 forces_mask=np.full(int(nodes.sum()), True),
             )
-            labelled.append(Example(example.graph, targets))
-    return labelled
+            yield Example(example.graph, targets)
+            done += 1

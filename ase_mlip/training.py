@@ -48,7 +48,7 @@ class TrainSettings:
     ema: float = 0.99
     loss: LossWeights = field(default_factory=LossWeights)
     eval_every: int = 1
-    max_shapes: int = 1
+    max_shapes: int = 4
     seed: int = 0
     patience: int | None = None
     max_minutes: float | None = None

@@ -26,12 +26,12 @@ from ase_mlip.dataset import (
     make_examples,
     read_frames,
     read_labels,
-    read_split,
     require_labels,
     take_census,
 )
 from ase_mlip.graph import Graph, batch
 from ase_mlip.spill import SpilledList
+from ase_mlip.splits import read_split
 from ase_mlip.structure import InvalidStructure
 
 NO_KEYS = LabelKeys()
