@@ -1,6 +1,9 @@
-"""How much a base model helps: errors on a new molecule from scratch, by `heads` and by `full`, over several seeds.
+"""How much a base model helps, and what it forgets: errors on a new molecule by every method, over several seeds.
 
 python tests/benchmarks/transfer.py TRAIN TEST --frames 50 --energy-key REF_energy --forces-key REF_forces
+
+A method is "scratch" or one of `ase_mlip.finetune.METHODS`, with "+replay" to replay structures that are made on the way.
+With `--base-data` the base level is evaluated on held-out data of the base, before and after.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 
 from ase_mlip import ForceField, LabelKeys, LossWeights, TrainSettings, evaluate_frames, fine_tune, train_from_scratch
 from ase_mlip.dataset import read_frames
+from ase_mlip.tuning import count_variables
 
 
 def main() -> None:
@@ -22,7 +26,10 @@ def main() -> None:
     parser.add_argument("train")
     parser.add_argument("test")
     parser.add_argument("--base", default="default")
-    parser.add_argument("--methods", default="scratch,heads,full")
+    parser.add_argument("--methods", default="scratch,heads,freeze,lora,full,freeze+replay,lora+replay,full+replay")
+    parser.add_argument("--base-data", help="held-out frames of the base, labelled in the attached calculator")
+    parser.add_argument("--replay-weight", type=float, default=1.0)
+    parser.add_argument("--replay-ratio", type=float, default=1.0)
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--valid", type=int, default=50, help="validation frames, drawn beside the training frames")
     parser.add_argument("--test-frames", type=int, default=500)
@@ -39,27 +46,39 @@ def main() -> None:
     keys, loss = LabelKeys(args.energy_key, args.forces_key), LossWeights(args.energy_weight, 1.0)
     pool, base = read_frames(args.train), ForceField.load(args.base)
     test = read_frames(args.test)[: args.test_frames]
+    known = read_frames(args.base_data)[:300] if args.base_data else None
+    start = evaluate_frames(base, known).summary()["forces_mae"] if known else None
     for seed in range(args.seeds):
         for method in args.methods.split(","):
             order = np.random.default_rng(seed).permutation(len(pool))
             train_set = [pool[i] for i in order[: args.frames]]
             valid = [pool[i] for i in order[args.frames : args.frames + args.valid]]
             started = time.monotonic()
-            common = {"keys": keys, "learning_rate": args.learning_rate}
+            common = {"learning_rate": args.learning_rate} if args.learning_rate else {}
+            trainable, forgotten = base.num_params, None
             if method == "scratch":
                 settings = TrainSettings(
                     args.epochs, args.batch_size, loss=loss, eval_every=max(1, args.epochs // 20), seed=seed
                 )
-                config = base.predictor.network.config
-                common["learning_rate"] = args.learning_rate or 1e-2
                 tuned = train_from_scratch(
-                    train_set, valid, config=config, cutoff=base.cutoff, settings=settings, **common
-                ).force_field
-            else:
-                tuned = fine_tune(
-                    base, train_set, valid, method=method, epochs=args.epochs, batch_size=args.batch_size, loss=loss,
-                    seed=seed, **common,
+                    train_set, valid, config=base.predictor.network.config, cutoff=base.cutoff, keys=keys,
+                    settings=settings, log=lambda line: None, **common,
                 ).force_field  # fmt: skip
+            else:
+                if method.endswith("+replay"):
+                    common |= {
+                        "replay": "auto", "replay_weight": args.replay_weight, "replay_ratio": args.replay_ratio
+                    }  # fmt: skip
+                result = fine_tune(
+                    base, train_set, valid, method=method.split("+")[0], epochs=args.epochs,
+                    batch_size=args.batch_size, energy_weight=args.energy_weight, energy_key=args.energy_key,
+                    forces_key=args.forces_key, seed=seed, log=lambda line: None, **common,
+                )  # fmt: skip
+                tuned = result.force_field
+                trainable = count_variables(result.plan.adapters.start(result.plan.start.params))
+                if known:
+                    forgotten = evaluate_frames(tuned, known, level="base").summary()["forces_mae"] / start
+            seconds = time.monotonic() - started
             errors = evaluate_frames(tuned, test, keys=keys).summary()
             atoms = len(test[0])
             record = {
@@ -69,7 +88,9 @@ def main() -> None:
                 "epochs": args.epochs,
                 "energy_mae_meV": 1e3 * errors["energy_mae"] * atoms,
                 "forces_mae_meV_per_A": 1e3 * errors["forces_mae"],
-                "seconds": time.monotonic() - started,
+                "trainable": trainable,
+                "base_level_ratio": forgotten,
+                "seconds": seconds,
             }
             print(json.dumps(record), flush=True)
             with args.output.open("a") as stream:
