@@ -2,8 +2,8 @@
 
 python tests/benchmarks/transfer.py TRAIN TEST --frames 50 --energy-key REF_energy --forces-key REF_forces
 
-A method is "scratch" or one of `ase_mlip.finetune.METHODS`, with "+replay" to replay structures that are made on the way.
-With `--base-data` the base level is evaluated on held-out data of the base, before and after.
+A method is "scratch" or one of `ase_mlip.finetune.METHODS`, with "+replay" to replay structures made on the way. With
+`--base-data` the base level is evaluated on held-out data of the base, before and after.
 """
 
 from __future__ import annotations
