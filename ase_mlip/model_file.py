@@ -92,30 +92,50 @@ def load_model(path: str | os.PathLike[str]) -> ModelFile:
     try:
         tensors = safetensors.numpy.load(payload)
     except safetensors.SafetensorError as error:
-        raise ModelFileError(f"{path} is truncated or damaged ({error}); copy or download it again") from error
+        raise ModelFileError(f"{path} is truncated or damaged ({brief(error)}); copy or download it again") from error
     text = metadata[_KEY]
     try:
         description = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} has a damaged description; copy or download it again") from error
-    version = description.get("format_version")
+    version = description.get("format_version") if isinstance(description, dict) else None
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} has format version {version}, this ase_mlip reads up to {FORMAT_VERSION}: "
+            f"{path} has format version {repr(version)[:20]}, this ase_mlip reads up to {FORMAT_VERSION}: "
             "upgrade with `pip install --upgrade ase-mlip`"
         )
     if metadata.get("sha256") != _digest(text, tensors):
         raise ModelFileError(f"{path} is damaged: its content does not match its SHA-256; copy or download it again")
+    try:
+        predictor, provenance = _understand(description), dict(description["provenance"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else brief(error)
+        raise ModelFileError(
+            f"{path} describes a model that this ase_mlip does not know ({reason}); if a newer version wrote it, "
+            "upgrade with `pip install --upgrade ase-mlip`"
+        ) from error
+    params = unflatten_dict({tuple(k.split("/")): v for k, v in tensors.items()})
+    return ModelFile(predictor, params, provenance)
+
+
+def _understand(description: Mapping[str, Any]) -> Predictor:
+    """The network, levels and committees that a description names."""
     name = description["architecture"]
     if name not in ARCHITECTURES:
-        raise ModelFileError(f"{path} holds the architecture {name!r}; this ase_mlip knows {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"the architecture {name!r}; known are {', '.join(ARCHITECTURES)}")
     network_class = ARCHITECTURES[name]
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
     network: Network = network_class(network_class.Config(**config), DatasetInfo.from_dict(description["dataset_info"]))
     levels = tuple((level, tuple(heads)) for level, heads in description["levels"])
     committees = tuple(tuple(heads) for heads in description.get("committees", ()))
-    params = unflatten_dict({tuple(k.split("/")): v for k, v in tensors.items()})
-    return ModelFile(Predictor(network, levels, committees), params, description["provenance"])
+    return Predictor(network, levels, committees)
+
+
+def brief(error: Exception, limit: int = 120) -> str:
+    """A message, which may quote a damaged file, on one line of at most `limit` printable characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -141,7 +161,7 @@ def _metadata(path: str | os.PathLike[str], payload: bytes) -> dict[str, str]:
             try:
                 metadata = json.loads(payload[8 : 8 + length]).get("__metadata__", {})
                 return {str(key): str(value) for key, value in metadata.items()}
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise ModelFileError(f"{path} has a damaged header; copy or download it again") from error
     kinds = {b"PK": "a zip archive (a PyTorch checkpoint or an mlip model?)", b"\x80": "a pickle", b"": "empty"}
     kind = next((text for magic, text in kinds.items() if payload[:2].startswith(magic) and (magic or not payload)), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 import zipfile
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from test_cli import failure, run
+from toy_data import leaves, same_bits
 
 from ase_mlip import importers, registry
 from ase_mlip.calculator import MLIPCalculator
 from ase_mlip.force_field import ForceField
 from ase_mlip.importers import foreign_kind, published_as
+from ase_mlip.importers.mace_torch import check_archive
 from ase_mlip.model_file import ModelFileError, file_sha256
 from ase_mlip.registry import PublishedModel
 
@@ -92,6 +95,56 @@ def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=message) as caught:
         ForceField.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_directory_of_a_zip_archive(tmp_path: Path) -> None:
+    """Whatever it says, it is refused with one short line, or what it leads to is whole."""
+    archive, bad = NEQUIX.with_name("mlip_plain.zip"), tmp_path / "bad.zip"
+    payload, whole = archive.read_bytes(), ForceField.load(archive)
+    expected = dict(leaves(whole))
+    messages = []
+    for place in range(payload.rindex(b"PK\x01\x02", 0, payload.rindex(b"PK\x01\x02")), len(payload)):
+        for bit in (0, 5):
+            damaged = bytearray(payload)
+            damaged[place] ^= 1 << bit
+            bad.write_bytes(damaged)
+            try:
+                found = leaves(ForceField.load(bad))
+            except ModelFileError as error:
+                messages.append(str(error))
+            else:
+                assert all(same_bits(expected[name], found[name]) for name in expected)
+    assert len(messages) > 100
+    assert all(len(text.splitlines()) == 1 and len(text) < 400 + len(str(bad)) for text in messages)
+
+
+def test_a_flipped_bit_in_a_torch_archive(tmp_path: Path) -> None:
+    """Torch itself does not look at the checksums."""
+    path = pickled(tmp_path / "some.model", archive=True)
+    check_archive(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"SystemExit")] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ModelFileError, match=r"data\.pkl does not match its checksum"):
+        check_archive(path)
+    path.write_bytes(damaged[:-30])
+    check_archive(path)  # no zip archive any more: torch will say so
+
+
+def test_messages_quote_little(tmp_path: Path) -> None:
+    """What a damaged file says does not spread over the screen."""
+    bad = tmp_path / "bad.nqx"
+    content = NEQUIX.read_bytes()
+    longer = json.dumps({f"key\n{number}": 0 for number in range(999)}).encode()
+    nested = b'{"a": ' + b"[" * 100_000 + b"\n"
+    first = content.index(b"\x93NUMPY") + 9  # high byte of the length of the array's header
+    arrays = content[:first] + b"\x05" + content[first + 1 :]
+    for broken in (content.replace(b"{", longer[:-1] + b", ", 1), nested, arrays):
+        bad.write_bytes(broken)
+        with pytest.raises(ModelFileError) as caught:
+            ForceField.load(bad)
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 600 + len(str(bad))
 
 
 def test_a_published_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,7 @@ BAD: dict[str, tuple[Callable[[Content], Content], str]] = {
     "flag": (header("config", gate_nodes=1), "uses gate_nodes=1"),
     "no_cutoff": (header("dataset_info", graph_cutoff_angstrom=...), "graph_cutoff_angstrom=None"),
     "cutoff": (header("dataset_info", graph_cutoff_angstrom=-1.0), "avg_r_min_angstrom=1.1; expected|cutoff=-1.0"),
+    "far": (header("dataset_info", graph_cutoff_angstrom=1e308), "cutoff 1e.308: its radial basis vanishes"),
     "scale": (header("dataset_info", scaling_stdev=0.0), "scaling_stdev=0"),
     "elements": (header("dataset_info", atomic_energies_map={"X": 1.0}), "atomic_energies_map="),
     "datasets": (header("dataset_info", atomic_energies_map=[{"1": 0.0}] * 3), "3 datasets for num_readout_heads=2"),

@@ -149,19 +149,46 @@ def test_foreign_files_are_named(payload: bytes, kind: str, tmp_path: Path) -> N
     assert kind in refuse(tmp_path, payload)
 
 
-def test_newer_version_says_upgrade(model: ForceField, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(model_file, "FORMAT_VERSION", 7)
-        model.save(tmp_path / "new.safetensors")
-        assert load_model(tmp_path / "new.safetensors").provenance == PROVENANCE
-    message = refuse(tmp_path, (tmp_path / "new.safetensors").read_bytes())
+def rewritten(payload: bytes, **changes: object) -> bytes:
+    """A file with another description under a checksum that is right; `...` removes an entry."""
+    (length,) = struct.unpack("<Q", payload[:8])
+    description = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["ase_mlip"])
+    description = {key: value for key, value in {**description, **changes}.items() if value is not ...}
+    text, tensors = json.dumps(description), safetensors.numpy.load(payload)
+    digest = model_file._digest(text, tensors)
+    return safetensors.numpy.save(tensors, {"ase_mlip": text, "sha256": digest})
+
+
+def test_newer_version_says_upgrade(payload: bytes, tmp_path: Path) -> None:
+    (tmp_path / "same.safetensors").write_bytes(rewritten(payload))
+    assert load_model(tmp_path / "same.safetensors").provenance == PROVENANCE
+    message = refuse(tmp_path, rewritten(payload, format_version=7))
     assert "format version 7" in message
     assert "upgrade" in message
 
 
-def test_unknown_architecture_is_named(payload: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_file, "ARCHITECTURES", {"Other": None})
-    assert "'Mace'; this ase_mlip knows Other" in refuse(tmp_path, payload)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"num_channels": 4, "attention": True}}, "attention"),
+        ({"config": {"num_channels": "four"}}, "'<' not supported"),
+        ({"config": ...}, "lacks 'config'"),
+        ({"provenance": ...}, "lacks 'provenance'"),
+        ({"dataset_info": {}}, "lacks 'heads'"),
+        ({"levels": [["base", ["ba\nse"]]]}, "level 'base' sums the heads"),
+        ({"architecture": "Nowhere"}, "the architecture 'Nowhere'; known are Mace, Nequip"),
+        ({"architecture": ["Mace"]}, "unhashable"),
+        ({"format_version": None}, "format version None"),
+    ],
+)
+def test_what_is_not_understood_is_one_line(
+    changes: dict[str, object], message: str, payload: bytes, tmp_path: Path
+) -> None:
+    """Files of other versions that carry the same format version."""
+    found = refuse(tmp_path, rewritten(payload, **changes))
+    assert message in found
+    assert "upgrade" in found
+    assert len(found.splitlines()) == 1
 
 
 def test_failed_save_keeps_the_old_file(

@@ -6,16 +6,25 @@ What a file is, its content says, not its name.
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from ase_mlip.force_field import ForceField
-from ase_mlip.model_file import ModelFileError, file_sha256
+from ase_mlip.model_file import ModelFileError, brief, file_sha256
 from ase_mlip.registry import PUBLISHED, PublishedModel
 
 Kind = Literal["mace-torch", "mlip", "nequix"]
+
+
+# What Python's reader of zip archives raises for damaged ones.
+ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
 
 
 def foreign_kind(path: str | os.PathLike[str]) -> Kind:
@@ -31,8 +40,13 @@ def foreign_kind(path: str | os.PathLike[str]) -> Kind:
     if start[:1] == b"\x80":
         return "mace-torch"  # a pickle from before torch wrote zip archives
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except ZIP_ERRORS as error:
+            raise ModelFileError(
+                f"{path} is a damaged zip archive ({brief(error)}); copy or download it again"
+            ) from None
         if any(Path(name).name == "hyperparams.json" for name in names):
             return "mlip"
         if any(name.endswith("data.pkl") for name in names):

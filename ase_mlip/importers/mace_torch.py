@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import numpy as np
 
 from ase_mlip.dataset_info import DatasetInfo, Head
 from ase_mlip.force_field import ForceField
+from ase_mlip.importers import ZIP_ERRORS
 from ase_mlip.importers.mace_torch_weights import READOUTS, Module, Tree, Unsupported, Weights, widths_of
-from ase_mlip.model_file import ModelFileError, file_sha256
+from ase_mlip.model_file import ModelFileError, brief, file_sha256
 from ase_mlip.networks.mace import Mace, MaceConfig
 from ase_mlip.networks.radial import AGNESI, SOFT_STEEPNESS
 from ase_mlip.predictor import Predictor
@@ -80,6 +82,7 @@ def _unpickle(path: Path) -> Module:
         ) from None
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    check_archive(path)
     try:
         with _silence():
             model = torch.load(path, map_location="cpu", weights_only=False)
@@ -89,11 +92,24 @@ def _unpickle(path: Path) -> Module:
             "for cuEquivariance back with mace-torch's `mace_cueq_to_e3nn` first)"
         ) from None
     except Exception as error:
-        raise ModelFileError(f"{path} cannot be unpickled, it is damaged or no torch file: {error}") from error
+        raise ModelFileError(f"{path} cannot be unpickled, it is damaged or no torch file: {brief(error)}") from error
     if not isinstance(model, torch.nn.Module):
         what = "a training checkpoint (weights alone)" if isinstance(model, dict) else f"a {type(model).__name__}"
         raise ModelFileError(f"{path} holds {what}, not a model; give the `.model` file that mace-torch writes")
     return model.double()
+
+
+def check_archive(path: Path) -> None:
+    """Compare the checksums of a zip archive with its content; torch does not, and would load a flipped bit."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except ZIP_ERRORS as error:
+        raise ModelFileError(f"{path} is truncated or damaged ({brief(error)}); copy or download it again") from error
+    if damaged:
+        raise ModelFileError(f"{path} is damaged: {damaged} does not match its checksum; copy or download it again")
 
 
 @contextlib.contextmanager

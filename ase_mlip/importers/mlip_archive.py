@@ -11,7 +11,6 @@ import json
 import os
 import re
 import zipfile
-import zlib
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from ase_mlip.force_field import ForceField
+from ase_mlip.importers import ZIP_ERRORS
 from ase_mlip.importers.mlip_header import Description, read_header
 from ase_mlip.importers.mlip_weights import ROOT, Version1, Version2
 from ase_mlip.importers.polynomials import contraction_weights
-from ase_mlip.model_file import ModelFileError
+from ase_mlip.model_file import ModelFileError, brief
 from ase_mlip.networks.coupling import coupling_paths
 from ase_mlip.networks.mace import Mace
 from ase_mlip.networks.neighbor_sum import PAIR_MLP
@@ -55,7 +55,7 @@ def read_mlip(path: str | os.PathLike[str]) -> ForceField:
         description = read_header(header, version)
         params = _Reader(description, arrays, version).params()
     except ValueError as error:
-        raise ModelFileError(f"{path} {error}") from error
+        raise ModelFileError(f"{path} {brief(error, 500)}") from error
     provenance = {
         "name": Path(path).stem,
         "source_file": Path(path).name,
@@ -73,14 +73,16 @@ def _unpack(payload: bytes) -> tuple[Any, Arrays, str]:
     names = ("hyperparams.json", "params.npz")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-            missing = [name for name in names if name not in archive.namelist()]
-            if missing:
-                raise ValueError(f"is no archive of mlip: it lacks {' and '.join(missing)}")
-            text, packed = (archive.read(name) for name in names)
-            licences = [name for name in archive.namelist() if LICENCE.fullmatch(Path(name).name)]
-            licence = "\n".join(archive.read(name).decode(errors="replace") for name in licences)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"is no zip archive, or truncated or damaged ({error}); copy or download it again") from error
+            wanted = [name for name in archive.namelist() if name in names or LICENCE.fullmatch(Path(name).name)]
+            content = {name: archive.read(name) for name in wanted}
+    except ZIP_ERRORS as error:
+        reason = brief(error)
+        raise ValueError(f"is no zip archive, or truncated or damaged ({reason}); copy or download it again") from error
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f"is no archive of mlip: it lacks {' and '.join(missing)}")
+    text, packed = (content.pop(name) for name in names)
+    licence = "\n".join(part.decode(errors="replace") for part in content.values())
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -89,8 +91,7 @@ def _unpack(payload: bytes) -> tuple[Any, Arrays, str]:
         with np.load(io.BytesIO(packed), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # numpy's parser raises many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"is damaged: its params.npz cannot be read ({reason})") from error
+        raise ValueError(f"is damaged: its params.npz cannot be read ({brief(error)})") from error
     return header, arrays, licence
 
 

@@ -238,4 +238,7 @@ def _radial_factor(dataset: Options, config: MaceConfig, info: DatasetInfo) -> f
         distances = jnp.linspace(smallest, info.cutoff, 1000)
         envelope = cutoff_envelope(config.cutoff_function, distances, info.cutoff, config.cutoff_order)
         basis = bessel_basis(distances, info.cutoff, config.num_bessel) * envelope[:, None]
-        return float(jnp.mean(basis**2)) ** -0.5
+        square = float(jnp.mean(basis**2))
+    if not 0 < square < math.inf:
+        raise ValueError(f"has avg_r_min_angstrom={smallest} and the cutoff {info.cutoff}: its radial basis vanishes")
+    return float(square**-0.5)

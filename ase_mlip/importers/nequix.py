@@ -27,7 +27,7 @@ from numpy.lib import format as npy
 
 from ase_mlip.dataset_info import DatasetInfo, Head
 from ase_mlip.force_field import ForceField
-from ase_mlip.model_file import ModelFileError
+from ase_mlip.model_file import ModelFileError, brief
 from ase_mlip.networks.coupling import coupling_paths
 from ase_mlip.networks.nequip import Nequip, NequipConfig
 from ase_mlip.predictor import Predictor
@@ -75,7 +75,7 @@ def read_nequix(path: str | os.PathLike[str]) -> ForceField:
         provenance |= {"training_data": description.data} if description.data else {}
         return description.force_field(records, provenance)
     except ValueError as error:
-        raise ModelFileError(f"{path} {error}") from error
+        raise ModelFileError(f"{path} {brief(error, 500)}") from error
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _description(stream: BinaryIO) -> Description:
         raise ValueError("is empty; copy or download it again")
     try:
         header = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("is not a nequix model (.nqx): its first line is not JSON") from error
     if not isinstance(header, dict):
         raise ValueError("is not a nequix model (.nqx): its first line is JSON, but not an object")
@@ -220,7 +220,7 @@ def _record_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
             raise ValueError("not version 1.0 of the .npy format")
         shape, fortran_order, dtype = npy.read_array_header_1_0(stream)
     except (ValueError, SyntaxError, TokenError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError(brief(error)) from error
     if fortran_order and len(shape) > 1:
         raise ValueError("an array in Fortran order")
     return shape, dtype

@@ -57,13 +57,18 @@ def test_convert_compares_with_the_original(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
-    """Weights alone, a truncated file, and an architecture that is not here."""
-    weights, cut, other = (tmp_path / name for name in ("weights.model", "cut.model", "other.model"))
+    """Weights alone, a truncated file, one with a flipped bit, and an architecture that is not here."""
+    weights, cut, flipped, other = (tmp_path / name for name in ("weights", "cut", "flipped", "other"))
     torch.save(build("plain").state_dict(), weights)
     torch.save(build("plain"), cut)
     cut.write_bytes(cut.read_bytes()[:-4000])
     torch.save(torch.nn.Linear(2, 2), other)
-    for path, message in ((weights, "training checkpoint"), (cut, "damaged"), (other, "holds a Linear")):
+    torch.save(model := build("plain"), flipped)
+    content = bytearray(flipped.read_bytes())
+    content[content.index(next(model.parameters()).detach().numpy().tobytes())] ^= 1
+    flipped.write_bytes(content)
+    cases = [(weights, "training checkpoint"), (cut, "damaged"), (flipped, "checksum"), (other, "holds a Linear")]
+    for path, message in cases:
         with pytest.raises(ModelFileError, match=message) as caught:
             read_mace_torch(path, trust=True)
         assert "\n" not in str(caught.value).strip()
