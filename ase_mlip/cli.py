@@ -1,9 +1,10 @@
-"""The command line: `ase-mlip demo | train | finetune | evaluate | convert | info`."""
+"""The command line: `ase-mlip demo | train | finetune | evaluate | select | convert | info`."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -197,6 +198,33 @@ def evaluate(
 
 
 @app.command()
+def select(
+    model: Annotated[str, typer.Argument(help="model file with a committee of heads, from finetune --n-heads 4")],
+    frames: Annotated[str, typer.Argument(help="frames without labels: any file that ASE reads, FILE@INDEX")],
+    count: Annotated[int, typer.Option(min=1, help="frames to select, at most")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".extxyz or .traj file to write; a picture beside it")],
+    level: Annotated[str | None, typer.Option(help="level with the committee; default: the newest")] = None,
+    pool_factor: Annotated[int, typer.Option(min=1, help="the most uncertain POOL_FACTOR x COUNT are chosen from")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="frames predicted at once")] = 16,
+) -> None:
+    """Pick the frames worth labelling next: where the committee differs most, and unlike each other."""
+    from ase_mlip import select
+    from ase_mlip.dataset import read_frames
+    from ase_mlip.force_field import ForceField
+    from ase_mlip.report.selection import plot_selection
+
+    select.check_output(output)
+    force_field, pool = ForceField.load(model), read_frames(frames)
+    scan = select.scan_frames(force_field, pool, level=level, batch_size=batch_size)
+    selected = select.choose_frames(scan, pool, count, force_field.cutoff, pool_factor)
+    for line in (*select.describe_faults(scan), *select.describe_selected(scan, selected)):
+        typer.echo(line)
+    select.write_frames(output, pool, selected)
+    plot_selection(output.with_suffix(".png"), scan, selected)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="model of mace-torch (.model), mlip (.zip) or nequix (.nqx)")],
     output: Annotated[Path, typer.Argument(help="model file to write")],
@@ -236,7 +264,13 @@ def info(model: Annotated[str, typer.Argument(help="model file or the name of a 
 
 
 def main() -> None:
-    """Run the command line; an error of the user's is one line, not a traceback."""
+    """Run the command line; an error of the user's is one line, not a traceback.
+
+    What JAX compiles is kept in the user's cache, so that the same command starts faster the next time.
+    """
+    from ase_mlip.download import cache_folder
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:

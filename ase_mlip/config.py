@@ -67,6 +67,7 @@ class FineTuneConfig:
     patience: Annotated[int | None, "evaluations without a better one that end the training; None: all epochs"] = None
     max_minutes: Annotated[float | None, "wall time that ends the training; None: no limit"] = None
     seed: Annotated[int, "of everything random"] = 0
+    check_ps: Annotated[float, "picoseconds of dynamics that the report checks, with walls of pairs; 0: neither"] = 0.5
     dry_run: Annotated[bool, "print what would be done, its cost and what is wrong with the data, and stop"] = False
 
     def __post_init__(self) -> None:
@@ -82,6 +83,8 @@ class FineTuneConfig:
         for name in ("n_heads", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        if self.check_ps < 0:
+            raise ValueError(f"check_ps={self.check_ps}: give zero or a positive number")
         for name in ("replay_ratio", "replay_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number; without replay leave it out")

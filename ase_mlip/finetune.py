@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 from ase_mlip.batches import Batches
 from ase_mlip.calculator import MLIPCalculator
 from ase_mlip.config import FineTuneConfig
+from ase_mlip.cost import estimate_cost
 from ase_mlip.dataset import Source
 from ase_mlip.evaluate import Errors, evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.methods import describe_adapters
 from ase_mlip.prepare import Plan, describe, prepare
 from ase_mlip.presets import METHODS, Method
-from ase_mlip.report.picture import write_results
+from ase_mlip.report import headline, write_report, write_results
+from ase_mlip.summary import summarise
 from ase_mlip.training import Log, train
 from ase_mlip.transfer import mask_optimizer_for_finetuning, restore_elements, transfer_params
 
@@ -43,6 +46,7 @@ class FineTuneResult:
         after: the same of the model that was kept.
         history: one record per evaluation.
         path: the model file, if one was written.
+        page: the report beside it.
         plan: what was trained, on what, and how.
     """
 
@@ -51,6 +55,7 @@ class FineTuneResult:
     after: Mapping[str, Errors]
     history: list[dict[str, Any]] = field(repr=False)
     path: Path | None
+    page: Path | None
     plan: Plan = field(repr=False)
 
     @property
@@ -110,16 +115,17 @@ def fine_tune(
     """
     given = {"base": base, "train": train_set, "valid": valid}
     options |= {name: value for name, value in given.items() if value is not None}
+    started = time.monotonic()
     plan = prepare((config or FineTuneConfig()).changed(options), log)
-    return run(plan, log)
+    return _run(plan, started, log)
 
 
-def run(plan: Plan, log: Log = print) -> FineTuneResult:
+def _run(plan: Plan, started: float, log: Log) -> FineTuneResult:
     """Carry out what `prepare` made ready, and write it down."""
     config, start = plan.config, plan.start
     log_start(plan, log)
     if config.dry_run:
-        return FineTuneResult(start, plan.before, plan.before, [], None, plan)
+        return FineTuneResult(start, plan.before, plan.before, [], None, None, plan)
     result = train(
         start,
         plan.examples,
@@ -139,11 +145,17 @@ def run(plan: Plan, log: Log = print) -> FineTuneResult:
     rounds = [*plan.base.provenance.get("fine_tuning", []), describe(plan)]
     tuned = restore_elements(result.force_field, plan.base)
     tuned = replace(tuned, provenance={**plan.base.provenance, "fine_tuning": rounds})
-    path = None
+    path = page = None
     if config.output is not None:
         level = plan.data[0].level
         path = write_results(Path(config.output), tuned, result.history, after[level], plan.before[level])
-    return FineTuneResult(tuned, plan.before, after, result.history, path, plan)
+        seconds = time.monotonic() - started
+        report = summarise(plan, result.force_field, after, result.history, seconds, path)
+        for shown in report.levels:
+            log(headline(shown))
+        page = write_report(path.with_name(f"{path.stem}_report"), report)
+        log(f"report: {page}")
+    return FineTuneResult(tuned, plan.before, after, result.history, path, page, plan)
 
 
 def log_start(plan: Plan, log: Log) -> None:
@@ -157,5 +169,10 @@ def log_start(plan: Plan, log: Log) -> None:
     if plan.config.dry_run:
         for line in describe_adapters(plan.start.params, plan.adapters, plan.blocks):
             log(line)
+        for level, correction in plan.corrections.items():
+            log(f"level {level!r}: E0 in eV of the level below, correction, and sum")
+            for symbol, below, change, total in correction.rows():
+                log(f"    {symbol:2s} {below:14.4f} {change:+14.4f} {total:14.4f}")
+        log(str(estimate_cost(plan)))
     for level, errors in plan.before.items():
         log(f"before training, level {level!r}: {errors}")

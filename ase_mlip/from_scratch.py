@@ -19,7 +19,7 @@ from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.networks.mace import Mace, MaceConfig
-from ase_mlip.report.picture import write_results
+from ase_mlip.report import write_results
 from ase_mlip.splits import read_split
 from ase_mlip.structure import find_neighbors
 from ase_mlip.training import Log, TrainResult, TrainSettings, Validation, train

@@ -261,7 +261,7 @@ def make_settings(config: FineTuneConfig, count: int) -> TrainSettings:
 
 def describe(plan: Plan) -> dict[str, Any]:
     """What the model file says of its making; the same for a run that was interrupted and one that was not."""
-    skipped = ("output", "folder", "max_minutes", "dry_run")
+    skipped = ("output", "folder", "max_minutes", "check_ps", "dry_run")
     config = {key: value for key, value in plan.config.to_dict().items() if key not in skipped}
     return {
         "level": plan.data[-1].level,

@@ -26,11 +26,13 @@ class EnergyCorrection:
         energies: by atomic number.
         below: E0 of the level below, of the same elements.
         note: how it was found.
+        rank: how many of them the labels determine; None where they were not fitted.
     """
 
     energies: Mapping[int, float]
     below: Mapping[int, float]
     note: str
+    rank: int | None = None
 
     def __str__(self) -> str:
         values = " ".join(f"{chemical_symbols[z]} {energy:+.4f}" for z, energy in self.energies.items())
@@ -72,7 +74,7 @@ def find_correction(
         if not energies:
             return EnergyCorrection({}, below, "no energies to fit")
         short = f"rank {rank} of {len(energies)}: minimum norm" if rank < len(energies) else f"rank {rank}"
-        return EnergyCorrection(energies, below, f"least squares, {short}")
+        return EnergyCorrection(energies, below, f"least squares, {short}", rank)
     if choice == "isolated":
         labels, note = _isolated_labels(force_field, examples), "from one-atom frames"
     elif isinstance(choice, Mapping):

@@ -19,7 +19,7 @@ from ase_mlip.dataset import Example, Targets
 from ase_mlip.evaluate import Errors, LossWeights, evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.predictor import compiled_interaction
-from ase_mlip.report.picture import write_results
+from ase_mlip.report import write_results
 from ase_mlip.training import (
     TrainResult,
     TrainSettings,
