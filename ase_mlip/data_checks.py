@@ -90,6 +90,11 @@ def inspect_frames(frames: Sequence[ase.Atoms], keys: LabelKeys) -> DataReport:
 
     Raises:
         ValueError: a label of a wrong shape; the message names the frame.
+
+    Example:
+        >>> frames = [ase.Atoms("H", info={"dft": energy}) for energy in (-13.6, float("nan"))]
+        >>> bad_frames(inspect_frames(frames, LabelKeys(energy="dft")))
+        {1: 'energy not finite'}
     """
     census: Census | None = None
     rows: list[_Row] = []
