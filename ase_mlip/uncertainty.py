@@ -104,4 +104,5 @@ def deviation(members: Prediction) -> Deviation:
     """
     energy = np.asarray(members.energy, np.float64)
     forces = np.asarray(members.forces, np.float64)
-    return Deviation(energy.std(axis=0, ddof=1), np.sqrt(forces.var(axis=0, ddof=1).sum(axis=-1)))
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite shows in the result
+        return Deviation(energy.std(axis=0, ddof=1), np.sqrt(forces.var(axis=0, ddof=1).sum(axis=-1)))

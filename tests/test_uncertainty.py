@@ -21,12 +21,11 @@ from ase.calculators.calculator import CalculationFailed, PropertyNotImplemented
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 from ase.md.verlet import VelocityVerlet
-from conftest import INFO, build_zoo, random_force_field
-from toy_data import CONFIG, leaves, toy_examples, toy_force_field, toy_frames
+from conftest import INFO, build_zoo
+from toy_data import leaves, toy_committee, toy_examples, toy_force_field, toy_frames
 
 from ase_mlip import calculator as calculator_module
 from ase_mlip.calculator import MLIPCalculator
-from ase_mlip.dataset_info import Head
 from ase_mlip.finetune import fine_tune
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import PadShape, batch
@@ -41,15 +40,8 @@ SHAPE = PadShape(7, 28, 60)
 
 @pytest.fixture(scope="module")
 def committee() -> ForceField:
-    """`base`, and `new`: the base plus three random heads, each with its own constants, averaged."""
-    rng = np.random.default_rng(3)
-    heads = [
-        Head(name, tuple(rng.normal(size=4)), scale=0.3 + 0.1 * n, shift=0.1 * n) for n, name in enumerate(MEMBERS)
-    ]
-    config = replace(CONFIG, num_readout_heads=4, head_names=("base", *MEMBERS))
-    made = random_force_field(config, INFO.with_heads((*INFO.heads, *heads)), seed=4)
-    levels = (("base", ("base",)), ("new", ("base", *MEMBERS)))
-    return replace(made, predictor=replace(made.predictor, levels=levels, committees=(MEMBERS,)))
+    """Three random heads above a base, for the elements of the zoo."""
+    return toy_committee(INFO, seed=4)
 
 
 @pytest.fixture(scope="module")

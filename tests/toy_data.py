@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ase
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import random_force_field
 
 from ase_mlip.dataset import Example, LabelKeys, make_examples
-from ase_mlip.dataset_info import DatasetInfo
+from ase_mlip.dataset_info import DatasetInfo, Head
 from ase_mlip.force_field import ForceField
 from ase_mlip.networks.mace import MaceConfig
 
@@ -41,6 +43,18 @@ def toy_force_field(seed: int = 0, info: DatasetInfo = INFO) -> ForceField:
     """Random float32 weights, small enough that the toy labels are within reach; nothing is compiled."""
     made = random_force_field(CONFIG, info, seed)
     return ForceField(made.predictor, jax.tree.map(np.float32, made.params), {"name": "toy"})
+
+
+def toy_committee(info: DatasetInfo = INFO, members: int = 3, seed: int = 0) -> ForceField:
+    """Levels "base", and "new": the base plus the mean of some random heads, each with constants of its own."""
+    rng = np.random.default_rng(seed)
+    names = tuple(f"new_{number}" for number in range(1, members + 1))
+    energies = rng.normal(size=(members, len(info.elements)))
+    heads = [Head(name, tuple(e), scale=0.3 + 0.1 * n) for n, (name, e) in enumerate(zip(names, energies, strict=True))]
+    config = replace(CONFIG, num_readout_heads=1 + members, head_names=("base", *names))
+    made = random_force_field(config, info.with_heads((*info.heads, *heads)), seed)
+    levels = (("base", ("base",)), ("new", ("base", *names)))
+    return replace(made, predictor=replace(made.predictor, levels=levels, committees=(names,)))
 
 
 def toy_examples(force_field: ForceField, frames: list[ase.Atoms]) -> list[Example]:
