@@ -76,7 +76,7 @@ def test_energies_per_atom_of_several_sizes(system: Callable[[], Comparison], fa
 @pytest.mark.parametrize(("cells", "other"), [(3, "Rydberg"), (7, "Hartree"), (16, None)])
 def test_energies_per_atom_of_a_single_size(cells: int, other: str | None) -> None:
     """64 atoms: only their number explains the scale. 28 and 12 atoms: so does a Hartree or a Rydberg."""
-    compared = mixed(compare(metal(20, (cells,)), EMT(), EMT()), 0, noise=0.3, scale=0.9)
+    compared = mixed(compare(metal(14, (cells,)), EMT(), EMT()), 0, noise=0.3, scale=0.9)
     assert check_units(compared) == []
     message = the_error(relabel(compared, energy=lambda energy: energy / (4 * cells)), "energy")
     assert "eV per atom" in message
