@@ -24,8 +24,8 @@ def plot_selection(path: str | os.PathLike[str], scan: Scan, selected: Sequence[
         forces, energy = figure.subplots(2, 1, sharex=True)
         _plot_deviation(forces, scan.max_forces_std, scan, selected, "forces, meV/Å")
         _plot_deviation(energy, scan.energy_std_per_atom, scan, selected, "energy, meV/atom")
-        forces.set_title("standard deviation over the committee")
-        forces.legend(frameon=False, loc="upper right", ncols=3)
+        forces.set_title("standard deviation over the committee", loc="left")
+        forces.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0, ncols=3)
         energy.set_xlabel("frame")
         figure.savefig(path, dpi=150)
 
