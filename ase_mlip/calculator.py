@@ -12,6 +12,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from ase_mlip.cache import keep_compiled
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import Graph, NeighborCache
 from ase_mlip.predictor import compiled_interaction
@@ -63,6 +64,7 @@ class MLIPCalculator(Calculator):
         skin: float = 0.3,
     ):
         super().__init__()
+        keep_compiled()
         self.force_field = model if isinstance(model, ForceField) else ForceField.load(model or "default")
         self.head_weights = self.force_field.predictor.head_weights(level)
         self.level = level if level is not None else list(self.force_field.levels)[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -264,13 +263,7 @@ def info(model: Annotated[str, typer.Argument(help="model file or the name of a 
 
 
 def main() -> None:
-    """Run the command line; an error of the user's is one line, not a traceback.
-
-    What JAX compiles is kept in the user's cache, so that the same command starts faster the next time.
-    """
-    from ase_mlip.download import cache_folder
-
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    """Run the command line; an error of the user's is one line, not a traceback."""
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from ase_mlip.cache import cache_folder
 from ase_mlip.model_file import file_sha256
 from ase_mlip.registry import PUBLISHED, PublishedModel, unknown_name
 
@@ -24,13 +25,6 @@ BLOCK = 1 << 18  # bytes
 
 class DownloadError(OSError):
     """A published model that could not be fetched, or is not what was published; the message says what to do."""
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$ASE_MLIP_CACHE`, else `ase_mlip` in `$XDG_CACHE_HOME` or in `~/.cache`."""
-    if folder := os.environ.get("ASE_MLIP_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ase_mlip"
 
 
 def _to_stderr(text: str) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ase_mlip.batches import Batches
+from ase_mlip.cache import keep_compiled
 from ase_mlip.dataset import (
     Example,
     LabelKeys,
@@ -136,6 +137,7 @@ def evaluate_frames(
     Raises:
         MissingLabel: no frame has energy, or none has forces.
     """
+    keep_compiled()
     keys = keys or LabelKeys()
     frames = read_frames(source)
     census = take_census(frames, keys)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ase_mlip.batches import Batches
+from ase_mlip.cache import keep_compiled
 from ase_mlip.calculator import MLIPCalculator
 from ase_mlip.config import FineTuneConfig
 from ase_mlip.cost import estimate_cost
@@ -115,6 +116,7 @@ def fine_tune(
     """
     given = {"base": base, "train": train_set, "valid": valid}
     options |= {name: value for name, value in given.items() if value is not None}
+    keep_compiled()
     started = time.monotonic()
     plan = prepare((config or FineTuneConfig()).changed(options), log)
     return _run(plan, started, log)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from ase_mlip.batches import Batches
+from ase_mlip.cache import keep_compiled
 from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
@@ -106,6 +107,7 @@ def train_from_scratch(
     Raises:
         MissingLabel: a label with a positive weight is in no frame.
     """
+    keep_compiled()
     keys, settings = keys or LabelKeys(), settings or TrainSettings()
     frames, valid_frames = read_split(train_set, valid, keys, settings.loss.wanted, settings.seed, log)
     info = describe_dataset(frames, cutoff, keys)

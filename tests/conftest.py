@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # compile faster, run slower: the networks here are tiny and each runs a few times; must be set before jax is imported
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+CACHE = tempfile.TemporaryDirectory()  # of this run alone: what is compiled twice is compiled once
+os.environ["ASE_MLIP_CACHE"] = CACHE.name
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from ase_mlip import download
-from ase_mlip.download import DownloadError, cache_folder, fetch_model
+from ase_mlip.cache import cache_folder
+from ase_mlip.download import DownloadError, fetch_model
 from ase_mlip.registry import PUBLISHED, PublishedModel, unknown_name
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

@@ -101,7 +101,8 @@ def fetch_converted(name: str) -> Path:
         DownloadError: it cannot be downloaded.
         ModelFileError: torch or mace-torch are missing for the first conversion.
     """
-    from ase_mlip.download import cache_folder, fetch_model
+    from ase_mlip.cache import cache_folder
+    from ase_mlip.download import fetch_model
 
     model = PUBLISHED[name]
     if model.kind != "mace-torch":
