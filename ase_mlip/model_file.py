@@ -65,7 +65,7 @@ def save_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     if model.predictor.committees:
         description["committees"] = [list(heads) for heads in model.predictor.committees]
     text = json.dumps(description, sort_keys=True)
-    payload = safetensors.numpy.save(tensors, metadata={_KEY: text, "sha256": _digest(text, tensors)})
+    payload = _in_order(safetensors.numpy.save(tensors, metadata={_KEY: text, "sha256": _digest(text, tensors)}))
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -136,6 +136,14 @@ def brief(error: Exception, limit: int = 120) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _in_order(payload: bytes) -> bytes:
+    """The same safetensors file with its header's keys sorted: the library writes metadata in random order."""
+    (length,) = struct.unpack("<Q", payload[:8])
+    header = json.dumps(json.loads(payload[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + payload[8 + length :]
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
