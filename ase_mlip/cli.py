@@ -238,27 +238,11 @@ def convert(
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="model file or the name of a shipped model")]) -> None:
     """Print what a model file holds."""
+    from ase_mlip.describe import describe
     from ase_mlip.force_field import ForceField, model_path
-    from ase_mlip.model_file import file_sha256
 
     path = model_path(model)
-    force_field = ForceField.load(path)
-    network = force_field.predictor.network
-    symbols = network.dataset_info.symbols
-    rows: dict[str, Any] = {
-        "file": path,
-        "SHA-256": file_sha256(path),
-        "architecture": type(network).__name__,
-        "parameters": f"{force_field.num_params:,}",
-        "elements": f"{len(symbols)}: {' '.join(symbols)}",
-        "cutoff": f"{force_field.cutoff:g} Angstrom",
-        "repulsion": network.dataset_info.repulsion or "none",
-    }
-    newest = list(force_field.levels)[-1]
-    for level, heads in force_field.levels.items():
-        rows[f"level {level}"] = f"sum of {', '.join(heads)}" + (" (default)" if level == newest else "")
-    rows |= {"configuration": network.config} | dict(force_field.provenance)
-    for key, value in rows.items():
+    for key, value in describe(ForceField.load(path), path).items():
         typer.echo(f"{key:16s} {value}")
 
 
