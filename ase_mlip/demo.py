@@ -60,7 +60,7 @@ def run_demo(folder: Path, steps: int = 2000, epochs: int = 36, log: Callable[[s
         base,
         train_set,
         valid,
-        method="full",
+        method="lora",
         level=LEVEL,
         epochs=epochs,
         output=folder / "glycine.safetensors",
