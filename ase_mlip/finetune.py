@@ -162,11 +162,15 @@ def _run(plan: Plan, started: float, log: Log) -> FineTuneResult:
 
 def log_start(plan: Plan, log: Log) -> None:
     """What is about to train, and from which errors."""
+    preset = plan.config.preset
     count = sum(len(part.frames) for part in plan.data)
     log(
         f"method {plan.config.method!r}: {count} frames"
         + (f" and {plan.replay_frames} of replay" if plan.replay_frames else "")
-        + f", {plan.settings.epochs} epochs, learning rate {plan.config.preset.learning_rate:g}"
+        + f", {plan.settings.epochs} epochs of {plan.settings.batch_size}; learning rate {preset.learning_rate:g} "
+        + f"({plan.config.schedule}), moving average {preset.ema:g}, clip {preset.clip:g}"
+        + (f", rank {preset.rank}" if preset.rank else "")
+        + (f", frozen: {', '.join(preset.freeze)}" if preset.freeze else "")
     )
     if plan.config.dry_run:
         for line in describe_adapters(plan.start.params, plan.adapters, plan.blocks):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import ase
 import numpy as np
-import optax
 
 from ase_mlip.batches import Batches
 from ase_mlip.cache import keep_compiled
@@ -19,12 +20,14 @@ from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
+from ase_mlip.methods import make_optimizer
 from ase_mlip.networks.mace import Mace, MaceConfig
-from ase_mlip.report import write_results
+from ase_mlip.report import FileRecord, LevelErrors, Report, installed_versions, write_report, write_results
 from ase_mlip.splits import read_split
 from ase_mlip.structure import find_neighbors
 from ase_mlip.training import Log, TrainResult, TrainSettings, Validation, train
 
+CLIP = 10.0  # largest norm of the gradient
 COUNTED = 10_000  # frames whose neighbours are counted, at most; their mean only normalises
 
 
@@ -96,7 +99,7 @@ def train_from_scratch(
         valid: validation frames, or the share of `train_set` to draw at random for it.
         config: shape of the network.
         cutoff: largest neighbour distance, Angstrom.
-        output: model file to write; curves and parity plots are written beside it.
+        output: model file to write; a report with plots is written beside it.
         keys: where the labels are; by default in the attached calculator.
         learning_rate: peak of the cosine schedule.
         settings: epochs, batch size, loss weights and so on.
@@ -108,6 +111,7 @@ def train_from_scratch(
         MissingLabel: a label with a positive weight is in no frame.
     """
     keep_compiled()
+    started = time.monotonic()
     keys, settings = keys or LabelKeys(), settings or TrainSettings()
     frames, valid_frames = read_split(train_set, valid, keys, settings.loss.wanted, settings.seed, log)
     info = describe_dataset(frames, cutoff, keys)
@@ -120,8 +124,7 @@ def train_from_scratch(
     )
     per_epoch = len(Batches(examples, settings.batch_size, settings.max_shapes).plan((settings.seed, 0)))
     steps = max(1, settings.epochs * per_epoch)
-    schedule = optax.warmup_cosine_decay_schedule(learning_rate / 100, learning_rate, min(200, steps // 10), steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.amsgrad(schedule))
+    optimizer = make_optimizer(learning_rate, CLIP, steps, schedule="cosine", weight_decay=0.0, accumulate=1)
     result = train(
         start,
         examples,
@@ -129,9 +132,25 @@ def train_from_scratch(
         optimizer,
         settings,
         folder=None if folder is None else Path(folder),
+        identity=f"learning rate {learning_rate}",
         log=log,
     )
     if output is not None:
         errors = evaluate(result.force_field, Batches(valid_examples, settings.batch_size))
-        write_results(Path(output), result.force_field, result.history, errors)
+        path = write_results(Path(output), result.force_field, result.history, errors)
+        files = [FileRecord.of("training", train_set, len(frames)), FileRecord.of("result", path)]
+        report = Report(
+            title=path.stem,
+            method="scratch",
+            levels=(LevelErrors.of("base", "validation", errors, structures=valid_frames, keys=keys),),
+            history=result.history,
+            settings={"network": config or MaceConfig(), "learning_rate": learning_rate, **asdict(settings)},
+            files=tuple(files),
+            trainable=start.num_params,
+            parameters=start.num_params,
+            seconds=time.monotonic() - started,
+            versions=installed_versions(),
+            date=date.today().isoformat(),
+        )
+        log(f"report: {write_report(path.with_name(f'{path.stem}_report'), report)}")
     return result

@@ -69,7 +69,7 @@ def test_train(data: Path, tmp_path: Path) -> None:
     assert (config.correlation, config.radial_mlp, trained.cutoff) == (2, (8,), 4.0)
     assert trained.provenance == {"training_data": "toy.traj@2:", "name": "toy Morse"}
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"new.safetensors", "new.history.jsonl", "new.png", "run"}
+    assert names == {"new.safetensors", "new.history.jsonl", "new.png", "new_report", "run"}
     assert (folder / "history.jsonl").is_file()
 
 
