@@ -28,7 +28,10 @@ class Deviation:
 
 @partial(jax.jit, static_argnums=0)
 def compiled_members(predictor: Predictor, params: Params, graph: Graph, weights: jax.Array) -> Prediction:
-    """Interaction of each member; the forward pass does not see `weights` and is done once for all.
+    """Interaction of each member, with one forward pass for all.
+
+    Energies and forces are linear in the head weights: the interaction's linear map, which holds the forward pass as
+    constants, gives each member in turn. All at once they would need the memory of all and leave a CPU's cache.
 
     Args:
         predictor: of the force field.
@@ -41,7 +44,8 @@ def compiled_members(predictor: Predictor, params: Params, graph: Graph, weights
         shape = (graph.num_graphs, len(member))
         return predictor.interaction(params, replace(graph, head_weights=jnp.broadcast_to(member, shape)))
 
-    return jax.vmap(interaction)(weights)
+    _, linear = jax.linearize(interaction, weights[0])
+    return jax.lax.map(linear, weights)
 
 
 def has_committee(predictor: Predictor, level: str | None = None) -> bool:
