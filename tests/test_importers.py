@@ -18,6 +18,7 @@ from toy_data import leaves, same_bits
 from ase_mlip import importers, registry
 from ase_mlip.calculator import MLIPCalculator
 from ase_mlip.force_field import ForceField
+from ase_mlip.graph import batch
 from ase_mlip.importers import foreign_kind, published_as
 from ase_mlip.importers.mace_torch import check_archive
 from ase_mlip.model_file import ModelFileError, file_sha256
@@ -103,18 +104,17 @@ def test_a_damaged_directory_of_a_zip_archive(tmp_path: Path) -> None:
     payload, whole = archive.read_bytes(), ForceField.load(archive)
     expected = dict(leaves(whole))
     messages = []
-    for place in range(payload.rindex(b"PK\x01\x02", 0, payload.rindex(b"PK\x01\x02")), len(payload)):
-        for bit in (0, 5):
-            damaged = bytearray(payload)
-            damaged[place] ^= 1 << bit
-            bad.write_bytes(damaged)
-            try:
-                found = leaves(ForceField.load(bad))
-            except ModelFileError as error:
-                messages.append(str(error))
-            else:
-                assert all(same_bits(expected[name], found[name]) for name in expected)
-    assert len(messages) > 100
+    for place in range(payload.rindex(b"PK\x01\x02", 0, payload.rindex(b"PK\x01\x02")), len(payload), 2):
+        damaged = bytearray(payload)
+        damaged[place] ^= 1 << place // 2 % 8
+        bad.write_bytes(damaged)
+        try:
+            found = leaves(ForceField.load(bad))
+        except ModelFileError as error:
+            messages.append(str(error))
+        else:
+            assert all(same_bits(expected[name], found[name]) for name in expected)
+    assert len(messages) > 30
     assert all(len(text.splitlines()) == 1 and len(text) < 400 + len(str(bad)) for text in messages)
 
 
@@ -194,13 +194,13 @@ def test_a_published_pickle_is_converted_once(tmp_path: Path, monkeypatch: pytes
 def test_many_elements_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The calculator of a model of many elements keeps those it has met, and adds to them."""
     monkeypatch.setattr("ase_mlip.force_field.MANY_ELEMENTS", 2)
-    whole = ForceField.load(NEQUIX)
+    whole = ForceField.load(NEQUIX.with_name("mace_one_layer.safetensors"))
     assert len(whole.elements) > 2
     calculator = MLIPCalculator(whole, dtype="float64")
-    for name, known in (("H2O", 2), ("CH4", 3)):
-        atoms = molecule(name)
+    molecules = [molecule("H2O"), molecule("CH4")]
+    expected = whole(batch([whole.graph(atoms) for atoms in molecules]), dtype="float64")
+    for number, (atoms, known, rows) in enumerate(zip(molecules, (2, 3), (slice(0, 3), slice(3, 8)), strict=True)):
         atoms.calc = calculator
-        expected = whole(whole.graph(atoms), dtype="float64")
-        np.testing.assert_allclose(atoms.get_potential_energy(), expected.energy[0], rtol=1e-12)
-        np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-12)
+        np.testing.assert_allclose(atoms.get_potential_energy(), expected.energy[number], rtol=1e-12)
+        np.testing.assert_allclose(atoms.get_forces(), expected.forces[rows], atol=1e-12)
         assert len(calculator.neighbors.elements) == known
