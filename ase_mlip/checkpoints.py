@@ -32,7 +32,7 @@ class Checkpoints:
     def __init__(self, folder: Path, identity: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.identity = folder, identity
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
 
     def save(self, epoch: int, arrays: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
@@ -44,7 +44,6 @@ class Checkpoints:
                 counters=ocp.args.JsonSave({**counters, "identity": self.identity}),
             ),
         )
-        self.manager.wait_until_finished()
         lines = (json.dumps(record) + "\n" for record in counters["history"])
         (self.folder / "history.jsonl").write_text("".join(lines))
 

@@ -10,7 +10,7 @@ from ase_mlip import MLIPCalculator, fine_tune
 
 def main(trajectory: str, epochs: int = 20) -> tuple[float, float]:
     """Return the mean absolute force error on validation frames before and after, eV/Angstrom."""
-    result = fine_tune("default", trajectory, method="full", epochs=epochs, output="mine.safetensors")
+    result = fine_tune("default", trajectory, method="lora", epochs=epochs, output="mine.safetensors")
     before, after = result.base_errors.summary()["forces_mae"], result.errors.summary()["forces_mae"]
     print(f"forces, meV/Angstrom: {1e3 * before:.1f} -> {1e3 * after:.1f}")
 
