@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ase_mlip.networks.mace import Mace, MaceConfig
     from ase_mlip.networks.nequip import Nequip, NequipConfig
     from ase_mlip.predictor import Prediction, Predictor
+    from ase_mlip.select import select_frames
     from ase_mlip.training import TrainSettings
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "networks.nequip": ("Nequip", "NequipConfig"),
     "model_file": ("ModelFileError",),
     "predictor": ("Prediction", "Predictor"),
+    "select": ("select_frames",),
     "training": ("TrainSettings",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -70,6 +72,7 @@ __all__ = [
     "evaluate_frames",
     "fine_tune",
     "mask_optimizer_for_finetuning",
+    "select_frames",
     "train_from_scratch",
     "transfer_params",
 ]

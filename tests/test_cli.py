@@ -154,4 +154,4 @@ def test_a_real_process_prints_one_line_and_fails() -> None:
 
 def test_help_names_every_command() -> None:
     printed = run("--help")
-    assert all(name in printed for name in ("demo", "train", "finetune", "evaluate", "convert", "info"))
+    assert all(name in printed for name in ("demo", "train", "finetune", "evaluate", "select", "convert", "info"))
