@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from ase_mlip.batches import Batches
 from ase_mlip.dataset import Example
 from ase_mlip.graph import PadShape
+from ase_mlip.loss import without_reference
 from ase_mlip.prepare import Plan
-from ase_mlip.training import make_train_step, without_reference
+from ase_mlip.training import make_train_step
 
 REPEATS = 3
 

@@ -18,6 +18,7 @@ from ase_mlip.batches import Batches
 from ase_mlip.dataset import Example, Targets
 from ase_mlip.evaluate import Errors, LossWeights, evaluate
 from ase_mlip.force_field import ForceField
+from ase_mlip.loss import loss_function, without_reference
 from ase_mlip.predictor import compiled_interaction
 from ase_mlip.report import write_results
 from ase_mlip.training import (
@@ -25,10 +26,8 @@ from ase_mlip.training import (
     TrainSettings,
     Validation,
     best_record,
-    loss_function,
     make_train_step,
     train,
-    without_reference,
 )
 
 LOSS = LossWeights(energy=3.0, forces=0.5, stress=200.0, huber_delta=0.05)

@@ -23,6 +23,12 @@ def command(args: argparse.Namespace, folder: Path, name: str) -> list[str]:
     return [sys.executable, "-m", "ase_mlip.cli", "finetune", args.base, args.train, *options, *places]
 
 
+def evaluations(folder: Path) -> int:
+    """How many a run has written down."""
+    history = folder / "history.jsonl"
+    return len(history.read_text().splitlines()) if history.is_file() else 0
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -46,18 +52,16 @@ def main() -> None:
         whole = time.monotonic() - started
         print(f"uninterrupted: {whole:.0f} s", flush=True)
         for number in range(args.kills):
+            least = evaluations(folder / "killed") + rng.randint(0, 2)
             process = subprocess.Popen(command(args, folder, "killed"), stdout=subprocess.DEVNULL)
-            wait = rng.uniform(0.2, 1.0) * whole
-            try:
-                process.wait(wait)
-                print(f"run {number}: came to its end before {wait:.1f} s")
+            while evaluations(folder / "killed") < least and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 0.3 if least else 0.1) * whole / 10)
+            process.send_signal(signal.SIGKILL)
+            if process.wait() != -signal.SIGKILL:
+                print(f"run {number} came to its end; take more epochs")
                 break
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                history = folder / "killed" / "history.jsonl"
-                done = len(history.read_text().splitlines()) if history.is_file() else 0
-                print(f"run {number}: killed after {wait:.1f} s with {done} evaluations done", flush=True)
+            print(f"run {number}: killed with {evaluations(folder / 'killed')} evaluations done", flush=True)
         subprocess.run(command(args, folder, "killed"), check=True, stdout=subprocess.DEVNULL)
         same = digest(folder / "whole.safetensors") == digest(folder / "killed.safetensors")
         print("the final files are equal bit by bit" if same else "THE FINAL FILES DIFFER")
