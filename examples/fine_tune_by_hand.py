@@ -8,8 +8,8 @@ import optax
 from ase_mlip import ForceField, LabelKeys, LossWeights, Mace, TrainSettings
 from ase_mlip.dataset import make_examples, read_frames
 from ase_mlip.finetune import mask_optimizer_for_finetuning, transfer_params
-from ase_mlip.reference_energies import fit_energy_correction, with_energy_correction
-from ase_mlip.training import train
+from ase_mlip.reference_energies import fit_energy_correction, with_energies
+from ase_mlip.training import Validation, train
 
 
 def main(trajectory: str, epochs: int = 20) -> ForceField:
@@ -25,12 +25,13 @@ def main(trajectory: str, epochs: int = 20) -> ForceField:
     weights = force_field.predictor.head_weights("head_1")
     examples = make_examples(frames, force_field.elements, force_field.cutoff, weights, LabelKeys())
     correction, _ = fit_energy_correction(force_field, examples)
-    force_field = with_energy_correction(force_field, "head_1", correction)
+    force_field = with_energies(force_field, ["head_1"], correction)
 
     settings = TrainSettings(epochs=epochs, batch_size=8, loss=LossWeights(energy=100.0, forces=1.0))
     optimizer = mask_optimizer_for_finetuning(optax.adam(1e-3), params, blocks)
     cut = len(examples) // 10
-    tuned = train(force_field, examples[cut:], examples[:cut], optimizer, settings).force_field
+    valid = [Validation("head_1", examples[:cut])]
+    tuned = train(force_field, examples[cut:], valid, optimizer, settings).force_field
     tuned.save("by_hand.safetensors")
     return tuned
 
