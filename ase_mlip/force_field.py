@@ -71,7 +71,8 @@ class ForceField:
         """Total energy, forces and stress of a graph, padded or not.
 
         The positions' part is computed in `dtype`, compiled once for each shape of graph; reference energies are added
-        in float64. Of a model of many elements, `with_elements` those in use first: it costs what it knows. Inside your own `jax.jit` or `jax.grad`, use `force_field.predictor.interaction(params, graph)`.
+        in float64. Of a model of many elements, take those in use first (`with_elements`): it costs what it knows.
+        Inside your own `jax.jit` or `jax.grad`, use `force_field.predictor.interaction(params, graph)`.
 
         Args:
             graph: see `ForceField.graph` and `Graph.from_atoms`.
