@@ -1,4 +1,4 @@
-"""The command line: `ase-mlip demo | train | finetune | evaluate | select | convert | info`."""
+"""The command line: `ase-mlip demo | train | finetune | evaluate | select | convert | info | bench`."""
 
 from __future__ import annotations
 
@@ -244,6 +244,42 @@ def info(model: Annotated[str, typer.Argument(help="model file or the name of a 
     path = model_path(model)
     for key, value in describe(ForceField.load(path), path).items():
         typer.echo(f"{key:16s} {value}")
+
+
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Argument(help="model file or name; default: the shipped model")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="instead of a model: channels,l_max,hidden_l_max,correlation; random weights")
+    ] = None,
+    systems: Annotated[str | None, typer.Option(help="water,copper; default: those the model has elements for")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="atoms, such as 24,192; default: 24 to 648 on a CPU, to 24000 elsewhere")
+    ] = None,
+    reps: Annotated[int, typer.Option(min=1, help="runs of which the median counts")] = 20,
+    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    parts: Annotated[str, typer.Option(help="what to measure")] = "first,accuracy,model,md,train",
+    timestep: Annotated[float, typer.Option(help="of the molecular dynamics, fs")] = 0.5,
+    frames: Annotated[int, typer.Option(min=1, help="structures in a training batch")] = 4,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write everything here")] = None,
+    plot: Annotated[Path | None, typer.Option(help="picture of the time against the number of atoms to write")] = None,
+) -> None:
+    """Measure a model's speed on this machine, beside the floor that operations and bytes set.
+
+    JAX chooses the device: JAX_PLATFORMS=cpu in the environment measures the CPU where there is a GPU.
+    """
+    from ase_mlip.bench.run import BenchSettings, run_bench
+    from ase_mlip.bench.show import plot_scaling, print_report
+
+    named = tuple(systems.split(",")) if systems else None
+    numbers = tuple(int(size) for size in sizes.split(",")) if sizes else None
+    settings = BenchSettings(named, numbers, reps, dtype, tuple(parts.split(",")), timestep, frames)
+    report = run_bench(model, shape, settings, log=typer.echo)
+    print_report(report)
+    if json_file:
+        json_file.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    if plot:
+        plot_scaling(report, plot)
 
 
 def main() -> None:

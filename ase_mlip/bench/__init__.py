@@ -1,0 +1,1 @@
+"""How fast a model is on this machine, and how far from what the machine could do: `ase-mlip bench`."""
