@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ase_mlip.convert import convert_model
     from ase_mlip.dataset import LabelKeys
     from ase_mlip.dataset_info import DatasetInfo, Head
+    from ase_mlip.dynamics import DynamicsResult, run_dynamics
     from ase_mlip.evaluate import Errors, LossWeights, evaluate_frames
     from ase_mlip.finetune import FineTuneResult, fine_tune, mask_optimizer_for_finetuning, transfer_params
     from ase_mlip.force_field import ForceField
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ase_mlip.networks.mace import Mace, MaceConfig
     from ase_mlip.networks.nequip import Nequip, NequipConfig
     from ase_mlip.predictor import Prediction, Predictor
+    from ase_mlip.relaxation import RelaxResult, relax
     from ase_mlip.select import select_frames
     from ase_mlip.training import TrainSettings
 
@@ -34,6 +36,7 @@ _HOMES = {
     "convert": ("convert_model",),
     "dataset": ("LabelKeys",),
     "dataset_info": ("DatasetInfo", "Head"),
+    "dynamics": ("DynamicsResult", "run_dynamics"),
     "evaluate": ("Errors", "LossWeights", "evaluate_frames"),
     "finetune": ("FineTuneResult", "fine_tune", "mask_optimizer_for_finetuning", "transfer_params"),
     "force_field": ("ForceField",),
@@ -43,6 +46,7 @@ _HOMES = {
     "networks.nequip": ("Nequip", "NequipConfig"),
     "model_file": ("ModelFileError",),
     "predictor": ("Prediction", "Predictor"),
+    "relaxation": ("RelaxResult", "relax"),
     "select": ("select_frames",),
     "training": ("TrainSettings",),
 }
@@ -50,6 +54,7 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 
 __all__ = [
     "DatasetInfo",
+    "DynamicsResult",
     "Errors",
     "FineTuneConfig",
     "FineTuneResult",
@@ -66,12 +71,15 @@ __all__ = [
     "NequipConfig",
     "Prediction",
     "Predictor",
+    "RelaxResult",
     "TrainSettings",
     "check_contract",
     "convert_model",
     "evaluate_frames",
     "fine_tune",
     "mask_optimizer_for_finetuning",
+    "relax",
+    "run_dynamics",
     "select_frames",
     "train_from_scratch",
     "transfer_params",

@@ -1,4 +1,4 @@
-"""The command line: `ase-mlip demo | train | finetune | evaluate | select | convert | info | bench`."""
+"""The command line: `ase-mlip demo | train | finetune | evaluate | select | relax | convert | info | bench`."""
 
 from __future__ import annotations
 
@@ -220,6 +220,25 @@ def select(
         typer.echo(line)
     select.write_frames(output, pool, selected)
     plot_selection(output.with_suffix(".png"), scan, selected)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def relax(
+    structures: Annotated[str, typer.Argument(help="structures to relax: any file that ASE reads, FILE@INDEX")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".extxyz, .xyz or .traj file to write, in order")],
+    model: Annotated[str, typer.Option(help="model file or the name of a model")] = "default",
+    level: Annotated[str | None, typer.Option(help="level of the model; default: the newest")] = None,
+    fmax: Annotated[float, typer.Option(help="largest force when converged, eV/Angstrom")] = 0.05,
+    steps: Annotated[int, typer.Option(min=0, help="of each structure, at most")] = 500,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="structures at once; default: by their atoms")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+) -> None:
+    """Relax many structures side by side; after Ctrl-C or a kill, the same command goes on."""
+    from ase_mlip.relaxation import relax_file
+
+    options = {"level": level, "fmax": fmax, "steps": steps, "batch_size": batch_size, "dtype": dtype}
+    relax_file(structures, output, model, typer.echo, **options)
     typer.echo(f"wrote {output}")
 
 
