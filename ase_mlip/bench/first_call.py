@@ -15,8 +15,6 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
-from ase_mlip.bench.systems import build_system
-
 WARM_RUNS = 3
 CACHE_SETTINGS = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
 
@@ -64,6 +62,8 @@ def time_first_call(model: str, system: str, atoms: int, dtype: str) -> FirstCal
     Raises:
         OSError: a process failed; its message is given.
     """
+    from ase_mlip.bench.systems import build_system  # not at the top: the new process counts its imports
+
     environment = {name: value for name, value in os.environ.items() if name not in CACHE_SETTINGS}
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # this process may hold most of a GPU
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +92,7 @@ def main() -> None:
     """The process that is timed."""
     marks = [time.perf_counter()]
     model, system, atoms, dtype = sys.argv[1:]
+    from ase_mlip.bench.systems import build_system
     from ase_mlip.calculator import MLIPCalculator
 
     structure = build_system(system, int(atoms))

@@ -129,7 +129,7 @@ def run_bench(
     log(
         f"{title}: {force_field.num_params:,} parameters, {settings.dtype}, path: {machine.computing_path(force_field)}"
     )
-    first_calls = []
+    first_calls, hardware = [], machine.hardware()
     if "first" in settings.parts:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
@@ -139,7 +139,7 @@ def run_bench(
                 log(f"first forces of {system} in new processes")
                 first_calls.append(time_first_call(str(path), system, smallest, settings.dtype))
     with nothing_kept():
-        return _measure(force_field, title, systems, settings, first_calls, log)
+        return _measure(force_field, title, systems, settings, first_calls, hardware, log)
 
 
 def _measure(
@@ -148,10 +148,11 @@ def _measure(
     systems: Sequence[str],
     settings: BenchSettings,
     first_calls: Sequence[FirstCall],
+    hardware: dict[str, Any],
     log: Callable[[str], None],
 ) -> Report:
     """All that is measured in this process, small structures first."""
-    parts, hardware = frozenset(settings.parts), machine.hardware()
+    parts = frozenset(settings.parts)
     sizes = sorted(settings.sizes or (SIZES[:CPU_SIZES] if hardware["platform"] == "cpu" else SIZES))
     peaks = machine.measure_peaks(settings.dtype)
     log(f"peaks: {peaks.operations_per_s / 1e9:.0f} GFLOP/s, {peaks.bytes_per_s / 1e9:.1f} GB/s")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +37,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         highlight=False,
     )
+    if hardware["load"] > hardware["cores"] / 2:
+        console.print("other work was running before this began: these times are too long", highlight=False)
     if report.speeds:
         console.print(speed_table(report))
     for accuracy in report.accuracies:
@@ -146,10 +150,11 @@ def plot_scaling(report: Report, path: Path) -> None:
     if not report.speeds:
         raise ValueError("there is nothing to plot: measure the part model or md")
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Figure(figsize=(6, 4.5), layout="constrained")
+        figure = Figure(figsize=(6, 5), layout="constrained")
         FigureCanvasAgg(figure)
         axes: Any = figure.subplots()
         highest: list[tuple[float, float]] = []
+        first = report.speeds[0].system
         for color, system in enumerate(dict.fromkeys(speed.system for speed in report.speeds)):
             rows = [pair for pair in zip(report.speeds, report.floors, strict=True) if pair[0].system == system]
             atoms = [speed.atoms for speed, _ in rows]
@@ -167,8 +172,12 @@ def plot_scaling(report: Report, path: Path) -> None:
         (last, top), smallest = max(highest), min(speed.atoms for speed in report.speeds)
         axes.plot([smallest, last], [top * smallest / last, top], "-", color="0.8", lw=3, zorder=0, label="linear")
         axes.set(xscale="log", yscale="log", xlabel="atoms", ylabel="time, ms")
-        axes.set_title(f"{report.model}, {report.settings.dtype}, {report.hardware['device']}, {report.path}")
-        axes.legend(frameon=False)
+        axes.set_xticks(ticks := sorted({speed.atoms for speed in report.speeds if speed.system == first}))
+        axes.set_xticklabels([f"{tick:,}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        title = f"{report.model}, {report.settings.dtype}, {report.hardware['device']}, {report.path}"
+        axes.set_title("\n".join(wrap(title, 80)), fontsize="medium")
+        figure.legend(frameon=False, loc="outside lower center", ncols=2)
         figure.savefig(path, dpi=150)
 
 
