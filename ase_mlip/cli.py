@@ -287,12 +287,13 @@ def bench(
 
     JAX chooses the device: JAX_PLATFORMS=cpu in the environment measures the CPU where there is a GPU.
     """
-    from ase_mlip.bench.run import BenchSettings, run_bench
+    from ase_mlip.bench.run import BenchSettings, read_sizes, run_bench
     from ase_mlip.bench.show import plot_scaling, print_report
 
     named = tuple(systems.split(",")) if systems else None
-    numbers = tuple(int(size) for size in sizes.split(",")) if sizes else None
-    settings = BenchSettings(named, numbers, reps, dtype, tuple(parts.split(",")), timestep, frames)
+    settings = BenchSettings(
+        named, read_sizes(sizes) if sizes else None, reps, dtype, tuple(parts.split(",")), timestep, frames
+    )
     report = run_bench(model, shape, settings, log=typer.echo)
     print_report(report)
     if json_file:

@@ -22,7 +22,7 @@ from ase_mlip import cli
 from ase_mlip.bench import first_call, floor, machine, timing
 from ase_mlip.bench.floor import Work, count_floor
 from ase_mlip.bench.machine import Peaks, measure_peaks
-from ase_mlip.bench.run import BenchSettings, choose_systems, random_model, run_bench
+from ase_mlip.bench.run import BenchSettings, choose_systems, random_model, read_sizes, run_bench
 from ase_mlip.bench.systems import SIZES, build_system
 from ase_mlip.force_field import ForceField
 from ase_mlip.networks.nequip import Nequip, NequipConfig
@@ -261,6 +261,8 @@ def test_refusals() -> None:
     assert choose_systems(toy, None) == ("water",)
     with pytest.raises(ValueError, match=r"knows H, O: .* water, not on copper"):
         choose_systems(toy, ("water", "copper"))
+    with pytest.raises(ValueError, match="such as 24,192"):
+        read_sizes("24,many")
     with pytest.raises(ValueError, match="not both"):
         run_bench("default", "4,1,0,1", BenchSettings())
     for wrong in ({"parts": ("speed",)}, {"systems": ("gold",)}, {"reps": 0}, {"timestep": 0.0}, {"dtype": "half"}):

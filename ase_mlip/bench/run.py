@@ -213,6 +213,18 @@ def choose_systems(force_field: ForceField, wanted: Sequence[str] | None) -> tup
     return tuple(wanted or possible)
 
 
+def read_sizes(text: str) -> tuple[int, ...]:
+    """Numbers of atoms from text such as "24,192".
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"sizes {text!r}: give whole numbers of atoms, such as 24,192") from None
+
+
 def random_model(shape: str) -> ForceField:
     """A MACE of two layers with random weights for H, C, N, O and Cu, cutoff 5 Angstrom.
 
