@@ -223,7 +223,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert speed["md"]["reps"] == 2
         assert speed["first_s"] > speed["compile_s"] > 0
         assert speed["compilations"] >= 1
-        assert speed["md_compilations"] == 0
+        assert speed["later_compilations"] == 0
         assert speed["slots"] * speed["atoms"] >= speed["pairs"] > 0
         assert least["seconds"] > 0
     assert data["accuracies"][0]["forces"] < 1e-4 * max(1.0, data["accuracies"][0]["largest_force"])

@@ -47,7 +47,7 @@ class Speed:
         compilations: programs compiled for it.
         model: energies, forces and stress with the graph on the device.
         md: one step of molecular dynamics through ASE.
-        md_compilations: programs compiled during the steps that are timed.
+        later_compilations: programs compiled after it: zero, for model and MD run the same program.
         rebuilds: neighbour lists built during these steps.
         host_peak: most memory of the process, bytes.
         device_peak: most memory of the device so far, bytes; None on a CPU.
@@ -62,7 +62,7 @@ class Speed:
     compilations: int
     model: Timing | None
     md: Timing | None
-    md_compilations: int | None
+    later_compilations: int
     rebuilds: int | None
     host_peak: int
     device_peak: int | None
@@ -89,9 +89,9 @@ def measure_speed(
         started = time.perf_counter()
         structure.get_forces()
         first_s = time.perf_counter() - started
-    model = time_runs(device_call(calculator, structure), reps) if "model" in parts else None
     md, rebuilds = None, 0
     with Compilations() as later:
+        model = time_runs(device_call(calculator, structure), reps) if "model" in parts else None
         if "md" in parts:
             md, rebuilds = time_dynamics(structure, reps, timestep)
     centers, *_ = find_neighbors(structure.positions, structure.cell.array, structure.pbc, force_field.cutoff)
@@ -106,7 +106,7 @@ def measure_speed(
         compilations=first.count,
         model=model,
         md=md,
-        md_compilations=later.count if md else None,
+        later_compilations=later.count,
         rebuilds=rebuilds if md else None,
         host_peak=machine.host_peak(),
         device_peak=machine.device_peak(),

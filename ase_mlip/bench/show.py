@@ -67,7 +67,6 @@ def speed_table(report: Report) -> Table:
         table.add_column(title, justify="right")
     for speed, floor in zip(report.speeds, report.floors, strict=True):
         least = floor.total.seconds(report.peaks) if floor else None
-        later = "" if speed.md_compilations is None else f"+{speed.md_compilations}"
         table.add_row(
             speed.system,
             f"{speed.atoms:,}",
@@ -79,14 +78,14 @@ def speed_table(report: Report) -> Table:
             "-" if least is None or speed.model is None else f"{speed.model.median / least:.1f}",
             f"{speed.first_s:.2f}",
             f"{speed.compile_s:.2f}",
-            f"{speed.compilations}{later}",
+            f"{speed.compilations}+{speed.later_compilations}",
             "-" if speed.rebuilds is None else str(speed.rebuilds),
             _mebibytes(speed.host_peak),
             _mebibytes(speed.device_peak),
         )
     table.caption = (
-        "mean: of the MD steps; compiled: programs for the first call + during the timed steps; lists: neighbour lists "
-        "built during them; floor: operations and bytes at the machine's measured "
+        "mean: of the MD steps; compiled: programs for the first call + later; lists: neighbour lists built "
+        "during the MD steps; floor: operations and bytes at the machine's measured "
         f"{report.peaks.operations_per_s / 1e9:.0f} GFLOP/s and {report.peaks.bytes_per_s / 1e9:.1f} GB/s"
     )
     return table
