@@ -231,6 +231,7 @@ def relax(
     level: Annotated[str | None, typer.Option(help="level of the model; default: the newest")] = None,
     fmax: Annotated[float, typer.Option(help="largest force when converged, eV/Angstrom")] = 0.05,
     steps: Annotated[int, typer.Option(min=0, help="of each structure, at most")] = 500,
+    optimizer: Annotated[str, typer.Option(help="fire, or lbfgs: fewer steps from a good start")] = "fire",
     batch_size: Annotated[int | None, typer.Option(min=1, help="structures at once; default: by their atoms")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
 ) -> None:
@@ -238,7 +239,7 @@ def relax(
     from ase_mlip.relaxation import relax_file
 
     options = {"level": level, "fmax": fmax, "steps": steps, "batch_size": batch_size, "dtype": dtype}
-    relax_file(structures, output, model, typer.echo, **options)
+    relax_file(structures, output, model, typer.echo, optimizer=optimizer, **options)
     typer.echo(f"wrote {output}")
 
 

@@ -81,7 +81,7 @@ def run_dynamics(
         level: of the model; the newest by default.
         seed: of momenta and noise; a structure's depend on its number too, and not on the batch.
         record_every: steps between frames; the last step is recorded too.
-        batch_size: structures at once, at most. By default a batch has 1024 atoms on a CPU and 16384 elsewhere.
+        batch_size: structures at once, at most. By default a batch has 256 atoms on a CPU and 16384 elsewhere.
         dtype: "float32" or "float64", of the forces; momenta and positions are float64.
         folder: where each structure's frames go as they come (`000012.traj`, read by ASE). The same call with the same
             folder goes on from the last frames, after Ctrl-C or a kill. Without one they stay in memory.
