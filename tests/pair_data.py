@@ -37,7 +37,8 @@ class PairNetwork:
         return 0.5 * jnp.sum(jnp.where(graph.slot_mask, energies, 0.0), axis=1, keepdims=True)
 
 
-def pair_force_field(depth: float = 1.0) -> ForceField:
-    """H, C, O and Cu, alike but for the energies of the atoms."""
-    info = DatasetInfo.create({"H": -3.0, "C": -5.0, "O": -7.0, "Cu": -1.0}, CUTOFF, avg_num_neighbors=1.0)
+def pair_force_field(depth: float = 1.0, also: tuple[str, ...] = ()) -> ForceField:
+    """H, C, O and Cu, and others, alike but for the energies of the atoms."""
+    energies = {"H": -3.0, "C": -5.0, "O": -7.0, "Cu": -1.0} | dict.fromkeys(also, -2.0)
+    info = DatasetInfo.create(energies, CUTOFF, avg_num_neighbors=1.0)
     return ForceField(Predictor.from_network(PairNetwork(info, depth)), {})

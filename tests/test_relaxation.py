@@ -156,6 +156,18 @@ def test_few_shapes_and_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made[0].batch.rebuilds - 100 < 0.2 * result.steps.sum()
 
 
+def test_a_model_of_many_elements_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the elements in use are computed, and the numbers stay."""
+    made = []
+    keep_full = ase_mlip.relaxation.keep_full
+    monkeypatch.setattr(ase_mlip.relaxation, "keep_full", lambda m, *rest: (made.append(m), keep_full(m, *rest)))
+    many_elements = pair_force_field(also=("Li", "Be", "B", "N", "F", "Na", "Mg", "Al"))
+    options = {"steps": 5, "dtype": "float64", "log": None}
+    cut = relax(many_elements, molecules(4), **options)
+    assert made[0].batch.force_field.elements == (1, 6, 8)
+    assert_same_results(cut, relax(pair_force_field(), molecules(4), **options), 1e-10)
+
+
 def test_a_network_in_single_precision(force_field: ForceField) -> None:
     """A MACE in the calculator's default precision: what ASE finds, to that precision."""
     structures = [build_zoo()[name] for name in ("molecule", "slab")]
