@@ -175,7 +175,8 @@ def run_identity(force_field: ForceField, frames: Iterable[ase.Atoms], **options
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(force_field.params)):
         digest.update(f"{path}{np.shape(leaf)}".encode() + np.asarray(leaf).tobytes())
     for atoms in frames:
-        digest.update(repr((len(atoms), atoms.pbc.tolist(), [c.todict() for c in atoms.constraints])).encode())
+        constraints = [c.todict() if hasattr(c, "todict") else type(c).__name__ for c in atoms.constraints]
+        digest.update(repr((len(atoms), atoms.pbc.tolist(), constraints)).encode())
         for array in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.get_momenta()):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
