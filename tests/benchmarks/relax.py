@@ -29,9 +29,10 @@ Runner = Callable[[ForceField, list[ase.Atoms], argparse.Namespace], Outcome]
 FRAMES = Path(__file__).parents[2] / "data" / "base_test.extxyz.xz"
 
 
-def molecules(count: int, source: str) -> list[ase.Atoms]:
-    """Rattled frames of a file, spread over it."""
-    frames = [ase.Atoms(atoms.numbers, positions=atoms.positions) for atoms in iterate_file(source)]
+def molecules(count: int, source: str, elements: tuple[int, ...]) -> list[ase.Atoms]:
+    """Rattled frames of a file, spread over it; those of other elements are left out."""
+    plain = (ase.Atoms(atoms.numbers, positions=atoms.positions) for atoms in iterate_file(source))
+    frames = [atoms for atoms in plain if set(atoms.numbers.tolist()) <= set(elements)]
     order = np.random.default_rng(0).permutation(len(frames))
     found = []
     for number in range(count):
@@ -94,11 +95,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--write", type=Path, help="write the molecules to this file, for other packages, and stop")
     args = parser.parse_args()
-    structures = molecules(args.count, args.frames)
+    model = ForceField.load(args.model)
+    structures = molecules(args.count, args.frames, model.elements)
     if args.write:
         ase.io.write(args.write, structures)
         return
-    model = ForceField.load(args.model)
     print(json.dumps({"molecules": len(structures), "mean_atoms": round(np.mean([len(a) for a in structures]), 2)}))
     for name in args.runners.split(","):
         some = structures if name.startswith("ours") else structures[: args.loop_count]
