@@ -1,0 +1,318 @@
+"""The tasks of the base data set: what is sampled of a molecule, dimer, cluster, pair of ions, radical or box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import CalculationFailed
+from ase.data import covalent_radii
+from base_geometry import (
+    assemble,
+    conformers,
+    crystal_ice,
+    dynamics,
+    label,
+    packed_box,
+    relax,
+    spin_states,
+    stretched,
+    turned,
+    vibrations,
+)
+from base_molecules import (
+    BOXES,
+    CLUSTERS,
+    DIMERS,
+    ELEMENTS,
+    FURTHER,
+    FURTHER_CLUSTERS,
+    IONS,
+    ORGANIC,
+    RADICALS,
+    STATIC,
+    dimers,
+    split_of,
+)
+from rdkit import Chem
+
+LARGE_ATOMS, LARGE_FRAMES = 13, 4  # smallest molecule that gets further dynamics, and its frames per temperature
+WALL_CONTACT = 1.6  # Angstrom, closest atoms of two molecules below which a dimer is one of the repulsive wall
+FIRST_VERSION = ("molecule", "large", "dimer", "cluster")  # kinds with the limits of the first version of the set
+FIRST_MAX_FORCE = 30.0  # eV/Angstrom
+
+
+def molecule_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield dynamics, displaced, stretched and scaled frames of one molecule."""
+    relaxed, mol = conformers(smiles, 3)
+    for index, temperature in enumerate((300.0, 600.0, 1000.0)):
+        frames = 5 if len(relaxed[0]) > 7 else 3
+        yield from dynamics(relaxed[index % len(relaxed)], temperature, frames, rng)
+
+    def pick(sigma: float) -> Atoms:
+        atoms = relaxed[rng.integers(len(relaxed))].copy()
+        atoms.positions += rng.normal(0.0, sigma, atoms.positions.shape)
+        return atoms
+
+    geometries = [(pick(sigma), "displaced") for sigma in (0.04, 0.08)]
+    for low, high in ((0.75, 0.9), (0.9, 1.2), (1.2, 1.4), (1.4, 1.6)):
+        geometries.append((stretched(pick(0.02), mol, rng.uniform(low, high), rng), "stretched"))
+    for low, high in ((0.93, 1.0), (1.0, 1.12)):
+        atoms = pick(0.02)
+        atoms.positions *= rng.uniform(low, high)
+        geometries.append((atoms, "scaled"))
+    for atoms, config_type in geometries:
+        frame = None if atoms is None else label(atoms, config_type)
+        if frame is not None:
+            yield frame
+
+
+def large_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield further dynamics of a larger molecule at two more temperatures."""
+    relaxed, _ = conformers(smiles, 3)
+    for index, temperature in enumerate((450.0, 800.0)):
+        yield from dynamics(relaxed[-1 - index % len(relaxed)], temperature, LARGE_FRAMES, rng)
+
+
+def dimer_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield a dimer at random orientations from the repulsive wall to 5 Angstrom, and dynamics near its minimum."""
+    contacts = [1.0, 1.15, 1.3, 1.5, 1.6, 1.7, 1.85, 2.0, 2.2, 2.4, 2.7, 3.2, 4.0, 5.0]
+    for contact in contacts:
+        contact *= rng.uniform(0.97, 1.03)
+        frame = label(assemble(names, [contact], rng, sigma=0.03), "dimer_wall" if contact < WALL_CONTACT else "dimer")
+        if frame is not None:
+            yield frame
+    bound = assemble(names, [2.2], rng, sigma=0.0)
+    relax(bound, fmax=0.1, steps=40)
+    for frame in dynamics(bound, 150.0, 4, rng, equilibrate=25, interval=25):
+        frame.info["config_type"] = "dimer_md"
+        yield frame
+
+
+def cluster_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield dynamics of a small cluster at 200, 300 and 400 K, each from its own random start."""
+    for temperature in (200.0, 300.0, 400.0):
+        start = assemble(names, [2.0] * names.count("."), rng, sigma=0.0)
+        relax(start, fmax=0.1, steps=60)
+        for frame in dynamics(start, temperature, 7, rng, equilibrate=40, interval=25):
+            frame.info["config_type"] = "cluster_md"
+            yield frame
+
+
+def jittered(relaxed: list[Atoms], sigma: float, rng: np.random.Generator) -> Atoms:
+    """Return a random conformer with normal random displacements, in Angstrom."""
+    atoms = relaxed[rng.integers(len(relaxed))].copy()
+    atoms.positions += rng.normal(0.0, sigma, atoms.positions.shape)
+    return atoms
+
+
+def mode_frames(relaxed: list[Atoms], count: int, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield `count` samples of the harmonic well of the first conformers at each of five temperatures."""
+    for atoms in relaxed[: 1 if len(relaxed[0]) > 12 else 2]:
+        try:
+            modes = vibrations(atoms)
+        except CalculationFailed:
+            continue
+        for temperature in (300.0, 500.0, 700.0, 1000.0, 1500.0):
+            for _ in range(count if len(relaxed) == 1 or len(atoms) > 12 else -(-count // 2)):
+                moved = atoms.copy()
+                amplitudes = rng.normal(0.0, np.sqrt(units.kB * temperature), len(modes))
+                moved.positions += (amplitudes @ modes).reshape(-1, 3)
+                frame = label(moved, "mode", temperature=temperature)
+                if frame is not None:
+                    yield frame
+
+
+def strained_frames(relaxed: list[Atoms], mol: Chem.Mol, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield stretched and compressed bonds, turned torsions, large random displacements and scaled molecules."""
+
+    def tries() -> Iterator[Atoms | None]:
+        for low, high in ((1.05, 1.3), (1.3, 1.55), (1.55, 1.8)):
+            moved = stretched(jittered(relaxed, 0.03, rng), mol, rng.uniform(low, high), rng, every=True)
+            yield moved and label(moved, "stretched")
+        for low, high in ((0.4, 0.6), (0.5, 0.65), (0.6, 0.75), (0.75, 0.9)):
+            frame, attempts = None, 0
+            while frame is None and attempts < 4:
+                moved = stretched(jittered(relaxed, 0.03, rng), mol, rng.uniform(low, high), rng, every=True)
+                frame = moved and label(moved, "compressed")
+                attempts += 1
+            yield frame
+        for _ in range(4):
+            moved = turned(jittered(relaxed, 0.03, rng), mol, rng.uniform(20.0, 340.0), rng)
+            yield moved and label(moved, "torsion")
+        yield label(jittered(relaxed, 0.06, rng), "displaced")
+        for sigma in (0.13, 0.22):
+            yield label(jittered(relaxed, sigma, rng), "shaken")
+        for low, high in ((0.72, 0.93), (1.1, 1.35)):
+            moved = jittered(relaxed, 0.03, rng)
+            moved.positions *= rng.uniform(low, high)
+            yield label(moved, "scaled")
+
+    yield from (frame for frame in tries() if frame is not None)
+
+
+def still_frames(relaxed: list[Atoms], mol: Chem.Mol, modes: int, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield conformers, `modes` harmonic samples per temperature, and strained geometries."""
+    for atoms in relaxed:
+        frame = label(atoms, "conformer")
+        if frame is not None:
+            yield frame
+    yield from mode_frames(relaxed, modes, rng)
+    yield from strained_frames(relaxed, mol, rng)
+
+
+def static_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield conformers, modes and strained geometries of a molecule."""
+    yield from still_frames(*conformers(smiles, 2, fmax=0.02, steps=80), 3, rng)
+
+
+def sample_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield the same with fewer modes, and dynamics up to 1500 K, 12 fs apart."""
+    relaxed, mol = conformers(smiles, 2, fmax=0.02, steps=80)
+    yield from still_frames(relaxed, mol, 2, rng)
+    for index, temperature in enumerate((300.0, 600.0, 1000.0, 1500.0)):
+        yield from dynamics(relaxed[index % len(relaxed)], temperature, 2, rng, equilibrate=28, interval=12)
+
+
+def radical_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield the same of a radical (doublet), all under one name."""
+    for frame in sample_frames(smiles, rng):
+        frame.info["config_type"] = "radical"
+        yield frame
+
+
+def approach_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield two molecules at random orientations from the wall to 6 Angstrom, and dynamics near their minimum."""
+    for contact in (0.8, 1.0, 1.15, 1.3, 1.45, 1.7, 1.9, 2.1, 2.4, 2.7, 3.1, 3.7, 4.6, 5.8):
+        contact *= rng.uniform(0.95, 1.05)
+        frame = label(assemble(names, [contact], rng, sigma=0.03), "dimer_wall" if contact < WALL_CONTACT else "dimer")
+        if frame is not None:
+            yield frame
+    bound = assemble(names, [2.2], rng, sigma=0.0)
+    relax(bound, fmax=0.05, steps=60)
+    yield from dynamics(bound, 250.0, 3, rng, interval=15, config_type="dimer_md")
+
+
+def group_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield three or more molecules put together at random distances, and dynamics of the relaxed cluster."""
+    count = names.count(".")
+    for low, high in ((1.1, 1.6), (1.5, 2.0), (1.8, 2.4), (1.8, 2.4), (2.0, 3.0), (2.5, 4.5)):
+        contacts = list(rng.uniform(low, high, count))
+        config_type = "cluster_wall" if min(contacts) < WALL_CONTACT else "cluster"
+        frame = label(assemble(names, contacts, rng, sigma=0.03), config_type)
+        if frame is not None:
+            yield frame
+    for temperature in (200.0, 350.0, 500.0):
+        start = assemble(names, [2.0] * count, rng, sigma=0.0)
+        relax(start, fmax=0.1, steps=60)
+        yield from dynamics(start, temperature, 5, rng, interval=15, config_type="cluster_md")
+
+
+def ion_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield ions at random orientations, and dynamics from where they have relaxed to."""
+    count = names.count(".")
+    for contact in (1.0, 1.15, 1.3, 1.45, 1.6, 1.75, 1.9, 2.1, 2.4):
+        contacts = [contact * rng.uniform(0.95, 1.05), *rng.uniform(1.6, 2.2, count - 1)]
+        frame = label(assemble(names, contacts, rng, sigma=0.03), "ionic")
+        if frame is not None:
+            yield frame
+    for temperature in (200.0, 400.0):
+        start = assemble(names, [1.6, *[1.8] * (count - 1)], rng, sigma=0.0)
+        relax(start, fmax=0.1, steps=25)
+        yield from dynamics(start, temperature, 4, rng, equilibrate=20, interval=12, config_type="ionic")
+
+
+def box_frames(name: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield a periodic box or ice: geometries from GFN1-xTB dynamics, several times cheaper, labels as everywhere."""
+    smiles, kind, count, size, temperature = name.split()[0], *name.split()[1:4], float(name.split()[4])
+    start = crystal_ice(float(size), rng) if kind == "ice" else packed_box(smiles, int(count), float(size), rng)
+    relax(start, fmax=0.2, steps=25, method="GFN1-xTB")
+    yield from dynamics(start, temperature, 6, rng, equilibrate=15, interval=10, config_type=kind, method="GFN1-xTB")
+
+
+def curve_frames(name: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield the curve of two atoms from the repulsive wall to 5 Angstrom, lowest multiplicity at each point."""
+    symbols = name.split("-")
+    radii = sum(covalent_radii[Atoms(symbols).numbers])
+    near, far = np.linspace(0.4, 1.6, 25) * radii, np.linspace(1.7 * radii, 5.0, 10)
+    for distance in np.concatenate([near, far]):
+        atoms = Atoms(symbols, [[0, 0, 0], [0, 0, distance]])
+        frame = label(atoms, "diatomic", spin_states(symbols), max_force=np.inf)
+        if frame is not None:
+            yield frame
+
+
+def atom_frames(name: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield the isolated atom."""
+    frame = label(Atoms(name), "isolated_atom", spin_states([name]))
+    if frame is None:
+        raise RuntimeError(f"SCF of the isolated {name} atom failed")
+    frame.calc.results["forces"] = np.zeros((1, 3))
+    yield frame
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work with its own checkpoint file."""
+
+    kind: str
+    name: str
+    make: Callable[[str, np.random.Generator], Iterator[Atoms]]
+
+    @property
+    def split(self) -> str:
+        """The file that the frames go to."""
+        return split_of(self.name)
+
+    @property
+    def smiles(self) -> str:
+        """The SMILES that the frames carry; a bare F would be read as the logical value False."""
+        if self.kind == "box":
+            name, _, count = self.name.split()[:3]
+            return ".".join([name] * int(count))
+        return f"[{self.name}]" if self.kind == "atom" else {"F": "[H]F"}.get(self.name, self.name)
+
+    def path(self, work: Path) -> Path:
+        """Return the checkpoint file."""
+        return work / f"{self.kind}_{crc32(self.name.encode()):08x}.extxyz"
+
+    def frames(self) -> list[Atoms]:
+        """Compute the frames; the random numbers depend on the task alone."""
+        first = self.kind in FIRST_VERSION or self.kind == "atom"
+        rng = np.random.default_rng(crc32((self.name if first else f"{self.kind} {self.name}").encode()))
+        frames = list(self.make(self.name, rng))
+        limit = FIRST_MAX_FORCE if self.kind in FIRST_VERSION else np.inf
+        return [frame for frame in frames if np.linalg.norm(frame.get_forces(), axis=1).max() <= limit]
+
+
+def all_tasks() -> list[Task]:
+    """List every task: atoms, diatomics, then the rest shuffled by urgency: a cut-off run stays balanced."""
+    first = [Task("atom", symbol, atom_frames) for symbol in ELEMENTS]
+    first += [Task("curve", f"{a}-{b}", curve_frames) for a, b in combinations_with_replacement(ELEMENTS, 2)]
+    rest = [Task("molecule", name, molecule_frames) for name in ORGANIC]
+    large = [name for name in ORGANIC if Chem.AddHs(Chem.MolFromSmiles(name)).GetNumAtoms() >= LARGE_ATOMS]
+    rest += [Task("large", name, large_frames) for name in large]
+    rest += [Task("dimer", name, dimer_frames) for name in DIMERS]
+    rest += [Task("cluster", name, cluster_frames) for name in CLUSTERS]
+    held_out = [name for name in ORGANIC if split_of(name) != "train"]
+    rest += [Task("sample", name, sample_frames) for name in (*FURTHER, *held_out)]
+    rest += [Task("static", name, static_frames) for name in (*ORGANIC, *STATIC) if name not in held_out]
+    rest += [Task("radical", name, radical_frames) for name in RADICALS]
+    rest += [Task("approach", name, approach_frames) for name in dimers()]
+    rest += [Task("group", name, group_frames) for name in FURTHER_CLUSTERS]
+    rest += [Task("ion", name, ion_frames) for name in IONS]
+    rest += [Task("box", name, box_frames) for name in BOXES]
+    order = np.random.default_rng(1).permutation(len(rest))
+    return first + sorted((rest[index] for index in order), key=urgency)
+
+
+def urgency(task: Task) -> int:
+    """Return the rank in the queue: what is held out first, last more of the molecules that have other frames."""
+    if task.split != "train":
+        return 0
+    return 2 if task.kind == "static" and task.name in ORGANIC else 1

@@ -1,0 +1,76 @@
+"""The base data set keeps its promises: what is held out, what is left out, and how the files are laid out."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+
+from ase_mlip.dataset import read_frames
+from ase_mlip.frame_files import iterate_file
+
+ELEMENTS = ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br"]
+SUMMARY = json.loads(Path("data/base.json").read_text())
+
+
+def molecules(name: str) -> set[str]:
+    """The molecules and radicals of a file that occur by themselves."""
+    return {smiles for smiles in SUMMARY[name]["smiles"] if "." not in smiles}
+
+
+def groups(name: str) -> set[str]:
+    """The dimers and clusters of a file, but for boxes and clusters of water, where the frames are held out."""
+    return {smiles for smiles in SUMMARY[name]["smiles"] if "." in smiles and {*smiles.split(".")} != {"O"}}
+
+
+@pytest.fixture(scope="module", params=["valid", "test"])
+def held_out(request: pytest.FixtureRequest) -> tuple[str, list[ase.Atoms]]:
+    return request.param, list(read_frames(f"data/base_{request.param}.extxyz.xz"))
+
+
+def test_molecules_are_in_one_file() -> None:
+    """Neither alone nor as a part of a dimer or cluster is a held-out molecule in the training file."""
+    parts = {part for smiles in SUMMARY["train"]["smiles"] for part in smiles.split(".")}
+    assert not molecules("valid") & molecules("test")
+    assert not (molecules("valid") | molecules("test")) & parts
+    assert not (groups("valid") | groups("test")) & groups("train")
+    assert not groups("valid") & groups("test")
+    assert len(molecules("valid")) >= 20
+    assert len(molecules("test")) >= 25
+
+
+def test_what_fine_tuning_is_measured_on_is_left_out() -> None:
+    forbidden = {*SUMMARY["forbidden"]}
+    assert {"CCO", "CO", "NCC(=O)O", "O=CC=CO", "CC(=O)Oc1ccccc1C(=O)O"} <= forbidden
+    for name in ("train", "valid", "test"):
+        for smiles in SUMMARY[name]["smiles"]:
+            assert not forbidden & set(smiles.split("."))
+            assert smiles.split(".") != ["O"] * 6
+
+
+def test_layout_of_the_training_file() -> None:
+    """Isolated atoms first, then a fair sample."""
+    head = list(islice(iterate_file("data/base_train.extxyz.xz"), 400))
+    assert sorted(atoms.get_chemical_formula() for atoms in head[:9]) == sorted(ELEMENTS)
+    assert all(len(atoms) > 1 for atoms in head[9:])
+    shares = SUMMARY["train"]["config_types"]
+    for kind in ("md", "mode", "diatomic"):
+        found = sum(atoms.info["config_type"] == kind for atoms in head)
+        expected = shares[kind] / SUMMARY["train"]["frames"] * len(head)
+        assert abs(found - expected) < 4 * np.sqrt(expected)
+
+
+def test_frames_held_out(held_out: tuple[str, list[ase.Atoms]]) -> None:
+    """Every element, positions as labelled (five decimals), forces within the limit and without a sum."""
+    name, frames = held_out
+    assert len(frames) == SUMMARY[name]["frames"]
+    assert {symbol for atoms in frames for symbol in atoms.get_chemical_symbols()} == set(ELEMENTS)
+    for atoms in frames:
+        np.testing.assert_allclose(atoms.positions, atoms.positions.round(5), rtol=0, atol=1e-12)
+        assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 60.0
+        np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0.0, atol=1e-5 * len(atoms))
+        assert ("stress" in atoms.calc.results) == bool(atoms.pbc.all())
