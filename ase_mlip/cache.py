@@ -30,11 +30,11 @@ def keep_compiled() -> None:
 
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
-        config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{_processor()}"))
+        config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{processor()}"))
         compilation_cache.reset_cache()  # else a process that has compiled something would never look
 
 
-def _processor() -> str:
+def processor() -> str:
     """A short name for the kind of processor."""
     facts = [platform.machine(), platform.processor()]
     cpuinfo = Path("/proc/cpuinfo")

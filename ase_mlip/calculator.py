@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ase
@@ -75,6 +76,7 @@ class MLIPCalculator(Calculator):
             pass
         self.neighbors = NeighborCache(self.force_field.elements, self.force_field.cutoff, skin)
         self._active, self._seen = self.force_field, frozenset[int]()
+        self._device: tuple[np.ndarray, Graph] | None = None  # a neighbour table, and the graph that has it
 
     @property
     def name(self) -> str:
@@ -138,9 +140,7 @@ class MLIPCalculator(Calculator):
         force_field, count = self._active, len(atoms)
         graph = self.neighbors.update(atoms, self.head_weights)
         with precision(self.dtype):
-            prediction = compiled_interaction(
-                force_field.predictor, force_field.cast_params(self.dtype), graph.astype(self.dtype), False
-            )
+            prediction = compiled_interaction(*force_field.prepared(self.dtype), self._on_device(graph), False)
             prediction = jax.tree.map(np.asarray, prediction)
         total = force_field.predictor.add_reference(graph, prediction)
         forces = np.asarray(total.forces[:count], np.float64)
@@ -151,6 +151,13 @@ class MLIPCalculator(Calculator):
         if periodic:
             results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(total.stress[0], np.float64))
         return results
+
+    def _on_device(self, graph: Graph) -> Graph:
+        """The graph in the calculator's precision; while a neighbour list stands, only positions and cell are new."""
+        if self._device is None or self._device[0] is not graph.neighbors:
+            self._device = (graph.neighbors, jax.tree.map(jax.numpy.asarray, graph.astype(self.dtype)))
+        moved = {name: getattr(graph, name).astype(self.dtype) for name in ("positions", "cell")}
+        return replace(self._device[1], **moved)
 
     def _deviate(self, atoms: ase.Atoms) -> dict[str, Any]:
         """Standard deviations over the members, of a structure that was just predicted."""

@@ -23,6 +23,7 @@ from ase_mlip.force_field import ForceField
 from ase_mlip.methods import make_optimizer
 from ase_mlip.networks.mace import Mace, MaceConfig
 from ase_mlip.report import FileRecord, LevelErrors, Report, installed_versions, write_report, write_results
+from ase_mlip.repulsion import Repulsion
 from ase_mlip.splits import read_split
 from ase_mlip.structure import find_neighbors
 from ase_mlip.training import Log, TrainResult, TrainSettings, Validation, train
@@ -84,6 +85,7 @@ def train_from_scratch(
     *,
     config: MaceConfig | None = None,
     cutoff: float = 5.0,
+    repulsion: bool = False,
     output: str | os.PathLike[str] | None = None,
     keys: LabelKeys | None = None,
     learning_rate: float = 1e-2,
@@ -99,6 +101,8 @@ def train_from_scratch(
         valid: validation frames, or the share of `train_set` to draw at random for it.
         config: shape of the network.
         cutoff: largest neighbour distance, Angstrom.
+        repulsion: add the screened repulsion of the nuclei (`repulsion.Repulsion`), which keeps atoms apart where the
+            data are silent; the network learns the rest.
         output: model file to write; a report with plots is written beside it.
         keys: where the labels are; by default in the attached calculator.
         learning_rate: peak of the cosine schedule.
@@ -115,6 +119,9 @@ def train_from_scratch(
     keys, settings = keys or LabelKeys(), settings or TrainSettings()
     frames, valid_frames = read_split(train_set, valid, keys, settings.loss.wanted, settings.seed, log)
     info = describe_dataset(frames, cutoff, keys)
+    if repulsion:
+        heads = [replace(head, repulsion=1.0) for head in info.heads]
+        info = replace(info, heads=tuple(heads), repulsion=Repulsion())
     start = ForceField.from_mlip_network(Mace(config or MaceConfig(), info), seed=settings.seed)
     start = replace(start, provenance=dict(provenance or {}))
     log(f"Mace with {start.num_params:,} parameters; {info.avg_num_neighbors:.1f} neighbours on average")
@@ -132,7 +139,7 @@ def train_from_scratch(
         optimizer,
         settings,
         folder=None if folder is None else Path(folder),
-        identity=f"learning rate {learning_rate}",
+        identity=f"learning rate {learning_rate}, repulsion {repulsion}",
         log=log,
     )
     if output is not None:

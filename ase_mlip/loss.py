@@ -23,7 +23,7 @@ def loss_function(
     Returns:
         The loss, and its unweighted parts by label.
     """
-    prediction = predictor.interaction(params, graph)
+    prediction = predictor.with_kernels().interaction(params, graph)
     ones = jnp.ones_like(prediction.node_energies)
     counts = jnp.maximum(jax.ops.segment_sum(ones, graph.node_graph, graph.num_graphs), 1)
     node_weight = jnp.asarray(targets.weight).at[graph.node_graph].get(mode="fill", fill_value=0.0)

@@ -132,8 +132,7 @@ class MovingBatch:
             if self._device is None:
                 self._device = jax.tree.map(jax.numpy.asarray, self._graph.astype(self.dtype))
             graph = replace(self._device, positions=self.positions.astype(self.dtype))
-            params = force_field.cast_params(self.dtype)
-            prediction = compiled_interaction(force_field.predictor, params, graph, False)
+            prediction = compiled_interaction(*force_field.prepared(self.dtype), graph, False)
             prediction = jax.tree.map(np.asarray, prediction)
         total = force_field.predictor.add_reference(self._graph, prediction)
         forces = np.where((self.seat_of < self.shape.graphs)[:, None], np.asarray(total.forces, np.float64), 0.0)

@@ -19,7 +19,10 @@ Params = Mapping[str, Any]
 
 
 class Network(Protocol):
-    """What an architecture provides: node energies per head from neighbour vectors, and nothing physical."""
+    """What an architecture provides: node energies per head from neighbour vectors, and nothing physical.
+
+    It may also have faster forms of itself, as `networks.heads.MultiHeadNetwork` does: `with_kernels` and `tabulated`.
+    """
 
     dataset_info: DatasetInfo
     config: Any
@@ -137,6 +140,17 @@ class Predictor:
             raise ValueError(f"there is no level {level!r}; this model has {', '.join(map(repr, levels))}")
         return self.levels[-1][0] if level is None else level
 
+    def with_kernels(self) -> Predictor:
+        """The same predictor, with C++ kernels where they run: the same numbers, but only two derivatives."""
+        fast = getattr(self.network, "with_kernels", None)
+        return replace(self, network=fast()) if fast else self
+
+    def tabulated(self, params: Params) -> tuple[Predictor, Params]:
+        """A predictor and parameters with the same energies up to the rounding of float32, as fast as it goes."""
+        tabulated = getattr(self.network, "tabulated", None)
+        network, params = tabulated(params) if tabulated else (self.network, params)
+        return replace(self, network=network), params
+
     def interaction(self, params: Params, graph: Graph, per_head: bool = False) -> Prediction:
         """Prediction without the reference energies E0: what depends on positions. Pure; use inside your own jit.
 
@@ -205,5 +219,7 @@ class Predictor:
         return replace(prediction, energy=sum_graphs(nodes), node_energies=nodes, head_energies=per_head)
 
 
-# One compiled function for all force fields: equal predictors share their compilations, copies included.
-compiled_interaction = jax.jit(Predictor.interaction, static_argnums=(0, 3))
+@partial(jax.jit, static_argnums=(0, 3))
+def compiled_interaction(predictor: Predictor, params: Params, graph: Graph, per_head: bool) -> Prediction:
+    """`Predictor.interaction` on the fastest path; equal predictors share their compilations, copies included."""
+    return predictor.with_kernels().interaction(params, graph, per_head)

@@ -119,11 +119,11 @@ def device_call(calculator: MLIPCalculator, atoms: ase.Atoms) -> Callable[[], Pr
     graph = calculator.neighbors.update(atoms, calculator.head_weights)
     with precision(calculator.dtype):
         graph = jax.device_put(graph.astype(calculator.dtype))
-        params = force_field.cast_params(calculator.dtype)
+        prepared = force_field.prepared(calculator.dtype)
 
     def call() -> Prediction:
         with precision(calculator.dtype):
-            return compiled_interaction(force_field.predictor, params, graph, False)
+            return compiled_interaction(*prepared, graph, False)
 
     return call
 

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import operator
-from functools import reduce
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ase_mlip.kernels.contraction import Terms, contract
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.layers import Features
 from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
 
 
 class SymmetricContraction(nn.Module):
-    """Element-weighted equivariant polynomials of the density A: Eqs. 10 and 11 (see `symmetric.py`)."""
+    """Element-weighted equivariant polynomials of the density A: Eqs. 10 and 11 (see `symmetric.py`).
+
+    Attributes:
+        l_max: highest degree of the density.
+        l_out: highest degree of the result.
+        correlation: highest degree of the polynomials.
+        by_element: whether each element has its own weights.
+        kernels: whether the C++ kernel runs.
+    """
 
     l_max: int
     l_out: int
     correlation: int
     by_element: bool = True
+    kernels: bool = False
 
     @nn.compact
     def __call__(self, density: jax.Array, species: jax.Array) -> Features:
-        """[nodes, (l_max + 1)^2, channels] -> features up to `l_out`."""
+        """[nodes, (l_max + 1)^2, channels] and one-hot [nodes, elements] -> features up to `l_out`."""
         channels, elements = density.shape[-1], species.shape[-1]
-        tables, sizes = [], []
+        factors: list[np.ndarray] = []
+        tables: list[jax.Array] = []  # [elements, terms, channels] for each component of the result
+        sizes = []
         for ell in range(self.l_out + 1):
             counts = path_counts(self.l_max, ell, self.correlation)
             widths = np.concatenate([np.full(count, 1.0 / count) for count in counts if count])
@@ -35,21 +47,35 @@ class SymmetricContraction(nn.Module):
             weights = self.param(name, _scaled_normal(widths), (rows, len(widths), channels))
             for contraction in symmetric_contractions(self.l_max, ell, self.correlation):
                 coefficients = jnp.asarray(contraction.coefficients, density.dtype)
-                tables.append((contraction.factors, jnp.einsum("zpc,pt->ztc", weights, coefficients)))
+                factors.append(contraction.factors)
+                tables.append(jnp.einsum("zpc,pt->ztc", weights, coefficients))
             sizes.append(2 * ell + 1)
-
-        def contract(arrays: tuple[jax.Array, jax.Array]) -> jax.Array:
-            density, species = arrays
-            extended = jnp.concatenate([density, jnp.ones_like(density[:, :1])], axis=1)
-            components = []
-            for factors, table in tables:
-                products = reduce(operator.mul, (extended[:, column] for column in factors.T))
-                table = jnp.einsum("nz,ztc->ntc", species, table) if self.by_element else table
-                components.append(jnp.sum(products * table, axis=1))
-            return jnp.stack(components, axis=1)
-
-        out = map_node_blocks(contract, (density, species), max(1, 1024 // channels))
+        if self.kernels:
+            row = (
+                jnp.argmax(species, axis=-1).astype(jnp.int32)
+                if self.by_element
+                else jnp.zeros(len(species), jnp.int32)
+            )
+            terms = Terms.from_factors(factors, one=density.shape[1])
+            out = contract(terms, density, jnp.concatenate(tables, axis=1), row)
+        else:
+            block = max(1, 1024 // channels)
+            out = map_node_blocks(partial(_contract, factors, tables, self.by_element), (density, species), block)
         return dict(enumerate(jnp.split(out, np.cumsum(sizes)[:-1], axis=1)))
+
+
+def _contract(
+    factors: list[np.ndarray], tables: list[jax.Array], by_element: bool, arrays: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """Components of the result, [nodes, components, channels]: for each the sum of its monomials."""
+    density, species = arrays
+    extended = jnp.concatenate([density, jnp.ones_like(density[:, :1])], axis=1)
+    components = []
+    for columns, table in zip(factors, tables, strict=True):
+        products = reduce(operator.mul, (extended[:, column] for column in columns.T))
+        table = jnp.einsum("nz,ztc->ntc", species, table) if by_element else table
+        components.append(jnp.sum(products * table, axis=1))
+    return jnp.stack(components, axis=1)
 
 
 def _scaled_normal(widths: np.ndarray) -> nn.initializers.Initializer:

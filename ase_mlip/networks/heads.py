@@ -8,6 +8,7 @@ from typing import Any, Self
 import flax.linen as nn
 
 from ase_mlip.dataset_info import DatasetInfo
+from ase_mlip.networks.neighbor_sum import Kernels
 
 
 def check_head_names(names: tuple[str, ...] | None, count: int) -> None:
@@ -22,11 +23,19 @@ def check_head_names(names: tuple[str, ...] | None, count: int) -> None:
         )
 
 
+Params = Mapping[str, Any]
+
+
 class MultiHeadNetwork(nn.Module):
-    """A network made from a configuration with `num_readout_heads` and `head_names`, and the dataset's constants."""
+    """A network made from a configuration with `num_readout_heads` and `head_names`, and the dataset's constants.
+
+    With `kernels`, hot loops run in C++: the same numbers, but only two derivatives, and one where the
+    radial weights are tabulated.
+    """
 
     config: Any
     dataset_info: DatasetInfo
+    kernels: Kernels | None = None
 
     @property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
@@ -47,6 +56,22 @@ class MultiHeadNetwork(nn.Module):
         if len(known) > count:
             raise ValueError(f"num_readout_heads={count} but the dataset describes the heads {known}; raise the number")
         return known + tuple(f"head_{number}" for number in range(len(known), count))
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether C++ kernels cover this network and run here."""
+        return False
+
+    @nn.nowrap
+    def with_kernels(self) -> Self:
+        """The same network with C++ kernels where they run, else itself."""
+        wanted = self.kernels is None and self.has_kernels
+        return type(self)(self.config, self.dataset_info, Kernels()) if wanted else self
+
+    @nn.nowrap
+    def tabulated(self, params: Params) -> tuple[Self, Params]:
+        """This network and its parameters in the form that predicts fastest in float32; by default as they are."""
+        return self, params
 
     @nn.nowrap
     def rebuild(self, config: Any, dataset_info: DatasetInfo) -> Self:

@@ -13,13 +13,15 @@ from ase.data import covalent_radii
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
+from ase_mlip.kernels import usable
 from ase_mlip.networks.contraction import SymmetricContraction
 from ase_mlip.networks.coupling import spherical_harmonics
-from ase_mlip.networks.heads import MultiHeadNetwork, check_head_names
+from ase_mlip.networks.heads import MultiHeadNetwork, Params, check_head_names
 from ase_mlip.networks.layers import ElementGate, ElementLinear, Features, Gate, Linear, unit_normal
-from ase_mlip.networks.neighbor_sum import Edges, NeighborDensity, NeighborSum
+from ase_mlip.networks.neighbor_sum import Edges, Kernels, NeighborDensity, NeighborSum
 from ase_mlip.networks.radial import CutoffFunction, agnesi_transform, bessel_basis, cutoff_envelope, soft_transform
 from ase_mlip.networks.readout import ReadoutHead, ReadoutKind
+from ase_mlip.networks.tabulate import tabulate
 
 Interaction = Literal["mean", "density", "gated"]
 FirstLayer = Literal["residual", "plain"]
@@ -133,6 +135,7 @@ class Mace(MultiHeadNetwork):
 
     config: MaceConfig
     dataset_info: DatasetInfo
+    kernels: Kernels | None = None
 
     Config = MaceConfig
 
@@ -152,6 +155,26 @@ class Mace(MultiHeadNetwork):
             "readouts": ("head_*",),
         }
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the C++ kernels cover this shape and run here."""
+        config = self.config
+        widths = (config.num_channels, *(config.edge_channels or ()))
+        return config.l_max <= 3 and config.hidden_l_max <= 2 and all(map(usable, widths))
+
+    @nn.nowrap
+    def tabulated(self, params: Params) -> tuple[Mace, Params]:
+        """This network and its parameters with the radial networks as tables, for predictions in float32.
+
+        Itself where the kernels do not run or the radial weights depend on more than the distance.
+        """
+        config = self.config
+        only_distance = config.distance_transform == "none" and config.pair_embedding is None
+        if not (self.has_kernels and only_distance and config.interaction != "gated"):
+            return self, params
+        kernels, params = tabulate(self, params)
+        return Mace(config, self.dataset_info, kernels), params
+
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:
         """Dimensionless node energies, before each head's scale, shift and E0.
@@ -164,7 +187,7 @@ class Mace(MultiHeadNetwork):
             [nodes, heads].
         """
         config, info = self.config, self.dataset_info
-        edges = self._edges(vectors, graph)
+        edges = self.edges(vectors, graph)
         if config.pair_embedding is not None:
             table = self.param("element_pair_embedding", unit_normal, (len(info.elements), config.pair_embedding))
             neighbor, center = jnp.broadcast_arrays(table[:, None], table[None])
@@ -181,6 +204,7 @@ class Mace(MultiHeadNetwork):
                 edge_channels=config.edge_channels[number] if config.edge_channels else config.num_channels,
                 hidden_l_max=0 if last else config.hidden_l_max,
                 residual=number > 0 or config.first_layer == "residual",
+                kernels=self.kernels,
                 name=f"layer_{number}",
             )
             features = layer(features, species, edges)
@@ -194,7 +218,7 @@ class Mace(MultiHeadNetwork):
         return jnp.stack(heads, axis=-1)
 
     @nn.nowrap
-    def _edges(self, vectors: jax.Array, graph: Graph) -> Edges:
+    def edges(self, vectors: jax.Array, graph: Graph) -> Edges:
         """Harmonics and radial basis of all pairs, Eq. 7."""
         config, info = self.config, self.dataset_info
         distances = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
@@ -208,15 +232,13 @@ class Mace(MultiHeadNetwork):
         elif config.distance_transform == "soft":
             transformed = soft_transform(distances, contact)
         radial = bessel_basis(transformed, info.cutoff, config.num_bessel)
-        if config.envelope == "messages":
-            return Edges(graph.neighbors, graph.species, harmonics, radial, envelope)
-        radial *= envelope[..., None]
-        inside = None
-        if (
-            config.interaction == "gated"
-        ):  # biases in the radial network: what is beyond the cutoff must be cut off here
-            inside = jnp.where(distances < info.cutoff, 1.0, 0.0).astype(radial.dtype)
-        return Edges(graph.neighbors, graph.species, harmonics, radial, inside)
+        inside = distances < info.cutoff
+        factor = envelope if config.envelope == "messages" else None
+        if config.envelope == "basis":
+            radial *= envelope[..., None]
+            if config.interaction == "gated":  # biases in the radial network: what is beyond the cutoff ends here
+                factor = inside.astype(radial.dtype)
+        return Edges(graph.neighbors, graph.species, harmonics, radial, distances, inside, factor)
 
 
 class MaceLayer(nn.Module):
@@ -227,6 +249,7 @@ class MaceLayer(nn.Module):
     edge_channels: int
     hidden_l_max: int
     residual: bool
+    kernels: Kernels | None
 
     @nn.compact
     def __call__(self, features: Features, species: jax.Array, edges: Edges) -> Features:
@@ -239,7 +262,9 @@ class MaceLayer(nn.Module):
         if config.interaction == "gated":
             message, skip = self._gated_message(sent, species, edges), Linear(channels, name="skip")(kept)
         else:
-            message = NeighborSum(config.l_max, config.radial_mlp, name="neighbor_sum")(sent, edges)
+            message = NeighborSum(config.l_max, config.radial_mlp, kernels=self.kernels, name="neighbor_sum")(
+                sent, edges
+            )
             message = Linear(channels, name="linear_message")(message)
             count: jax.Array | float = self.avg_num_neighbors
             if config.interaction == "density":
@@ -250,7 +275,12 @@ class MaceLayer(nn.Module):
             else:
                 message = ElementLinear(channels, name="skip")(message, species)
         contraction = SymmetricContraction(
-            config.l_max, self.hidden_l_max, config.correlation, config.element_products, name="contraction"
+            config.l_max,
+            self.hidden_l_max,
+            config.correlation,
+            config.element_products,
+            self.kernels is not None,
+            name="contraction",
         )
         products = contraction(jnp.concatenate([message[ell] for ell in range(config.l_max + 1)], axis=1), species)
         if config.gated_products:
@@ -262,7 +292,7 @@ class MaceLayer(nn.Module):
         """The non-linear block of MACE-MH (arXiv:2510.25380): element-dependent radial weights, residual, gate."""
         config, elements = self.config, species.shape[-1]
         channels, scalars = config.num_channels, config.num_channels * (1 + config.l_max)
-        message = NeighborSum(config.l_max, config.radial_mlp, elements, name="neighbor_sum")(sent, edges)
+        message = NeighborSum(config.l_max, config.radial_mlp, elements, self.kernels, name="neighbor_sum")(sent, edges)
         message = Linear(channels, scalars, name="linear_message")(message)
         density = NeighborDensity((GATED_DENSITY_WIDTH,), elements, name="density")(edges)
         alpha = self.param("alpha", nn.initializers.constant(self.avg_num_neighbors), ())

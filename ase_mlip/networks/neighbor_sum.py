@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ase_mlip.kernels.neighbor_sum import Layout, Pairs, Path, sum_neighbors, sum_tabulated
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.coupling import coupling_paths, coupling_table
 from ase_mlip.networks.layers import Features, unit_normal
@@ -27,8 +30,28 @@ class Edges(NamedTuple):
     species: jax.Array  # [nodes] index of the element
     harmonics: jax.Array  # [nodes, slots, (l_max + 1)^2]
     radial: jax.Array  # [nodes, slots, basis]
+    distances: jax.Array  # [nodes, slots] Angstrom
+    inside: jax.Array  # [nodes, slots] whether the pair is within the cutoff; padding is not
     envelope: jax.Array | None  # [nodes, slots] factor of every message; None where `radial` makes them vanish
     pairs: jax.Array | None = None  # [elements, elements, features] of each (neighbour, centre), for `PairScales`
+
+    @property
+    def scaled_harmonics(self) -> jax.Array:
+        """Harmonics times the envelope, if there is one."""
+        return self.harmonics if self.envelope is None else self.harmonics * self.envelope[..., None]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How the C++ kernels get the radial weights.
+
+    Attributes:
+        knots: of the table `knots` that stands for the radial network, see `tabulate.py`; the network itself if 0.
+        spacing: distance between knots, Angstrom.
+    """
+
+    knots: int = 0
+    spacing: float = 0.0
 
 
 class NeighborSum(nn.Module):
@@ -40,48 +63,75 @@ class NeighborSum(nn.Module):
         l_max: highest degree of the output.
         radial_mlp: hidden widths of the radial network.
         elements: number of elements if the radial network is to know both atoms' elements, see `RadialNetwork`.
+        kernels: run the C++ kernel, if given.
     """
 
     l_max: int
     radial_mlp: tuple[int, ...]
     elements: int | None = None
+    kernels: Kernels | None = None
 
     @nn.compact
     def __call__(self, features: Features, edges: Edges) -> Features:
         """Message of each degree, [nodes, 2 l + 1, paths * channels], before it is mixed and normalised."""
-        channels, slots = features[0].shape[-1], edges.neighbors.shape[1]
+        channels = features[0].shape[-1]
         paths = coupling_paths(tuple(features), self.l_max)
-        couplings, edge_widths = coupling_table(tuple(paths), self.l_max)
-        inputs, radial_weights = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(
-            edges
-        )
-        scales: list[jax.Array] | None = None
-        pair: jax.Array | None = None
+        if self.kernels and self.kernels.knots:
+            knots = self.param("knots", nn.initializers.zeros, (self.kernels.knots, len(paths), 2, channels))
+            weights: Weights = partial(_tabulated, self.kernels.spacing, knots, edges.distances)
+            return _sum_by_kernel(paths, self.l_max, features, weights, edges)
+        radial = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(edges)
         if edges.pairs is not None:
             scales = PairScales(len(paths), channels, name="pair")(edges.pairs)
             pair = edges.species[edges.neighbors] * len(edges.pairs) + edges.species[:, None]
+            radial = radial.scaled(scales, pair)
+        if self.kernels:
+            return _sum_by_kernel(paths, self.l_max, features, partial(_stored, radial), edges)
+        return _sum_by_formula(paths, self.l_max, features, radial, edges)
 
-        def sum_neighbors(arrays: tuple[Features, jax.Array, RadialInputs, jax.Array | None]) -> jax.Array:
-            gathered, harmonics, inputs, pair = arrays
-            # Couple the harmonics first: they carry no channels. The sum over neighbours is then a matrix product.
-            coupled = jnp.split(harmonics @ jnp.asarray(couplings, harmonics.dtype), edge_widths, axis=-1)
-            weights, messages = radial_weights(inputs), []
-            if scales is not None:
-                weights = [weight * scale[pair] for weight, scale in zip(weights, scales, strict=True)]
-            for (l_feature, _, l_out), weight, edge in zip(paths, weights, coupled, strict=True):
-                edge = edge.reshape(*edge.shape[:2], 2 * l_feature + 1, 2 * l_out + 1)
-                messages.append(jnp.einsum("nkam,nkac->nmc", edge, weight[:, :, None] * gathered[l_feature]))
-            return jnp.concatenate(messages, axis=1)
 
-        gathered = {ell: x[edges.neighbors] for ell, x in features.items()}  # [nodes, slots, 2 l + 1, channels]
-        harmonics = edges.harmonics if edges.envelope is None else edges.harmonics * edges.envelope[..., None]
-        block = max(1, 32768 // (max(slots, 1) * channels))
-        summed = map_node_blocks(sum_neighbors, (gathered, harmonics, inputs, pair), block)
-        by_path = jnp.split(summed, np.cumsum([2 * path[2] + 1 for path in paths])[:-1], axis=1)
-        messages: dict[int, list[jax.Array]] = {}
-        for (_, _, l_out), message in zip(paths, by_path, strict=True):
-            messages.setdefault(l_out, []).append(message)
-        return {ell: jnp.concatenate(messages[ell], axis=-1) for ell in sorted(messages)}
+Weights = Callable[[Layout, jax.Array, jax.Array, Pairs], jax.Array]  # what is left of the kernel's arguments
+
+
+def _stored(radial: RadialWeights, layout: Layout, *arguments: Any) -> jax.Array:
+    return sum_neighbors(layout, radial.stacked(), *arguments)
+
+
+def _tabulated(spacing: float, knots: jax.Array, distances: jax.Array, layout: Layout, *arguments: Any) -> jax.Array:
+    return sum_tabulated(layout, spacing, knots, distances, *arguments)
+
+
+def _sum_by_kernel(paths: list[Path], l_max: int, features: Features, weights: Weights, edges: Edges) -> Features:
+    """All degrees at once, see `kernels.neighbor_sum`."""
+    layout = Layout(tuple(paths), tuple(sorted(features)))
+    couplings = edges.scaled_harmonics @ jnp.asarray(coupling_table(tuple(paths), l_max)[0], edges.harmonics.dtype)
+    rows = jnp.concatenate([features[ell] for ell in layout.feature_degrees], axis=1)
+    return layout.split(weights(layout, rows, couplings, Pairs(edges.neighbors, edges.inside)))
+
+
+def _sum_by_formula(paths: list[Path], l_max: int, features: Features, radial: RadialWeights, edges: Edges) -> Features:
+    """Path by path as matrix products, a block of nodes at a time."""
+    channels, slots = features[0].shape[-1], edges.neighbors.shape[1]
+    couplings, edge_widths = coupling_table(tuple(paths), l_max)
+
+    def sum_block(arrays: tuple[Features, jax.Array, RadialInputs]) -> jax.Array:
+        gathered, harmonics, inputs = arrays
+        # Couple the harmonics first: they carry no channels. The sum over neighbours is then a matrix product.
+        coupled = jnp.split(harmonics @ jnp.asarray(couplings, harmonics.dtype), edge_widths, axis=-1)
+        messages = []
+        for (l_feature, _, l_out), weight, edge in zip(paths, radial.by_path(inputs), coupled, strict=True):
+            edge = edge.reshape(*edge.shape[:2], 2 * l_feature + 1, 2 * l_out + 1)
+            messages.append(jnp.einsum("nkam,nkac->nmc", edge, weight[:, :, None] * gathered[l_feature]))
+        return jnp.concatenate(messages, axis=1)
+
+    gathered = {ell: x[edges.neighbors] for ell, x in features.items()}  # [nodes, slots, 2 l + 1, channels]
+    block = max(1, 32768 // (max(slots, 1) * channels))
+    summed = map_node_blocks(sum_block, (gathered, edges.scaled_harmonics, radial.inputs), block)
+    by_path = jnp.split(summed, np.cumsum([2 * path[2] + 1 for path in paths])[:-1], axis=1)
+    messages: dict[int, list[jax.Array]] = {}
+    for (_, _, l_out), message in zip(paths, by_path, strict=True):
+        messages.setdefault(l_out, []).append(message)
+    return {ell: jnp.concatenate(messages[ell], axis=-1) for ell in sorted(messages)}
 
 
 class PairScales(nn.Module):
@@ -113,11 +163,55 @@ class NeighborDensity(nn.Module):
     @nn.compact
     def __call__(self, edges: Edges) -> jax.Array:
         """Density [nodes, 1, 1]."""
-        inputs, radial_weights = RadialNetwork(self.radial_mlp, 1, 1, self.elements, name="radial")(edges)
-        counts = jnp.tanh(radial_weights(inputs)[0][..., 0] ** 2)
+        radial = RadialNetwork(self.radial_mlp, 1, 1, self.elements, name="radial")(edges)
+        counts = jnp.tanh(radial.stacked()[..., 0, 0] ** 2)
         if edges.envelope is not None:
             counts *= edges.envelope
         return jnp.sum(counts, axis=1)[:, None, None]
+
+
+@dataclass(frozen=True)
+class RadialWeights:
+    """One weight per pair, coupling path and channel: a linear map of what the radial network's last layer gives.
+
+    Attributes:
+        inputs: arrays [nodes, ...] that the weights are computed from, any rows of them.
+        hidden: from inputs to [nodes, slots, width].
+        output: [width, paths, channels].
+        constants: [paths, channels], added; none if None.
+        scales: one table [pairs, channels] per path, whose row is the last of the inputs; none if None.
+    """
+
+    inputs: RadialInputs
+    hidden: Callable[[RadialInputs], jax.Array]
+    output: jax.Array
+    constants: jax.Array | None = None
+    scales: tuple[jax.Array, ...] | None = None
+
+    def scaled(self, scales: Sequence[jax.Array], pair: jax.Array) -> RadialWeights:
+        """Each weight times the row `pair` [nodes, slots] of its path's table."""
+        hidden = self.hidden
+        return replace(self, inputs=(*self.inputs, pair), hidden=lambda x: hidden(x[:-1]), scales=tuple(scales))
+
+    def by_path(self, inputs: RadialInputs) -> list[jax.Array]:
+        """[..., channels] per path; separate arrays, because slices of a large one are slow."""
+        x = self.hidden(inputs)
+        weights = [x @ self.output[:, path] for path in range(self.output.shape[1])]
+        if self.constants is not None:
+            weights = [weight + constant for weight, constant in zip(weights, self.constants, strict=True)]
+        if self.scales is not None:
+            weights = [weight * scale[inputs[-1]] for weight, scale in zip(weights, self.scales, strict=True)]
+        return weights
+
+    def stacked(self) -> jax.Array:
+        """[nodes, slots, paths, channels] by one matrix product."""
+        x = self.hidden(self.inputs)
+        weights = (x @ self.output.reshape(len(self.output), -1)).reshape(*x.shape[:-1], *self.output.shape[1:])
+        if self.constants is not None:
+            weights += self.constants
+        if self.scales is not None:
+            weights *= jnp.stack(self.scales, axis=1)[self.inputs[-1]]
+        return weights
 
 
 class RadialNetwork(nn.Module):
@@ -134,27 +228,23 @@ class RadialNetwork(nn.Module):
     elements: int | None
 
     @nn.compact
-    def __call__(self, edges: Edges) -> tuple[RadialInputs, Callable[[RadialInputs], list[jax.Array]]]:
-        """The arrays [nodes, ...] to evaluate it on, and a pure function of any of their rows.
-
-        The function returns one [..., channels] per path; separate arrays, because slices of a large one are slow.
-        """
+    def __call__(self, edges: Edges) -> RadialWeights:
+        """The weights, not computed yet."""
         widths = (edges.radial.shape[-1], *self.hidden)
         kernels = [
             self.param(f"layer_{number}", unit_normal, shape) / shape[0] ** 0.5
             for number, shape in enumerate(pairwise(widths))
         ]
         output = self.param("output", unit_normal, (widths[-1], self.paths, self.channels)) / widths[-1] ** 0.5
-        by_path = [output[:, path] for path in range(self.paths)]
         if self.elements is None:
 
-            def plain(inputs: RadialInputs) -> list[jax.Array]:
+            def plain(inputs: RadialInputs) -> jax.Array:
                 (x,) = inputs
                 for kernel in kernels:
                     x = scaled_silu(x @ kernel)
-                return [x @ kernel for kernel in by_path]
+                return x
 
-            return (edges.radial,), plain
+            return RadialWeights((edges.radial,), plain, output)
 
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         tables = [self.param(f"element_{role}", zeros, (self.elements, widths[1])) for role in ("neighbor", "center")]
@@ -163,12 +253,12 @@ class RadialNetwork(nn.Module):
         offsets = [self.param(f"norm_bias_{n}", zeros, (width,)) for n, width in enumerate(widths[1:])]
         constants = self.param("output_bias", zeros, (self.paths, self.channels))
 
-        def knowing_elements(inputs: RadialInputs) -> list[jax.Array]:
+        def knowing_elements(inputs: RadialInputs) -> jax.Array:
             x, pair = inputs
             for kernel, bias, gain, offset in zip(kernels, biases, gains, offsets, strict=True):
                 x = jax.nn.silu(layer_norm(x @ kernel + bias + pair, gain, offset))
                 pair = jnp.zeros((), x.dtype)
-            return [x @ kernel + constant for kernel, constant in zip(by_path, constants, strict=True)]
+            return x
 
         pairs = tables[0][edges.species][edges.neighbors] + tables[1][edges.species][:, None]
-        return (edges.radial, pairs), knowing_elements
+        return RadialWeights((edges.radial, pairs), knowing_elements, output, constants)

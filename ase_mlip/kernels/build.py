@@ -1,0 +1,119 @@
+"""Compile the kernels on first use, and hand them to XLA."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import jax
+
+from ase_mlip.cache import cache_folder, processor
+
+SWITCH = "ASE_MLIP_KERNELS"
+KERNELS = ("neighbor_sum", "contraction")
+REALS = {"float32": "float", "float64": "double"}
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 2**30  # of glibc's mallopt
+VECTOR = 16  # channels: a multiple of the widest vector, 64 bytes of float32
+
+
+@cache
+def problem() -> str | None:
+    """Why the kernels cannot run here, or None if they can; compiles them where that has not been done yet."""
+    if os.environ.get(SWITCH, "on") == "off":
+        return f"switched off by {SWITCH}=off"
+    if jax.default_backend() != "cpu":
+        return f"XLA compiles for the {jax.default_backend()}"
+    if _find_compiler() is None:
+        return "no C++ compiler was found: install g++ or clang++, or name one in the environment variable CXX"
+    try:
+        load("float32")
+    except (OSError, subprocess.SubprocessError) as error:
+        output = (getattr(error, "stderr", None) or str(error)).strip()
+        return f"{_find_compiler()} could not compile them: {output.splitlines()[-1] if output else error!r}"
+    return None
+
+
+def usable(channels: int) -> bool:
+    """Whether the kernels run here for features of this width."""
+    return channels % VECTOR == 0 and problem() is None
+
+
+def describe() -> str:
+    """Which path runs the hot loops on this machine, one line."""
+    reason = problem()
+    if reason is None:
+        return f"C++ kernels for this processor (by {_find_compiler()}), models of a multiple of {VECTOR} channels"
+    return f"plain JAX: {reason}"
+
+
+def target(kernel: str, dtype: str) -> str:
+    """Name under which XLA knows a kernel, which is compiled and loaded if need be."""
+    load(dtype)
+    return f"ase_mlip_{kernel}_{dtype}"
+
+
+def _find_compiler() -> str | None:
+    names = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
+    return next((found for found in map(shutil.which, names) if found), None)
+
+
+@cache
+def load(dtype: str) -> None:
+    """Compile what is missing for one precision, load it, and register it with XLA.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it did not work.
+    """
+    compiler = _find_compiler()
+    if compiler is None:
+        raise OSError("no C++ compiler")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    here = Path(__file__).parent
+    sources = [path.read_bytes() for path in sorted(here.glob("*.cc")) + sorted(here.glob("*.h"))]
+    facts = [version, jax.__version__, processor(), *FLAGS]
+    key = hashlib.sha256(b"\0".join([*sources, *(fact.encode() for fact in facts)])).hexdigest()[:16]
+    folder = cache_folder() / f"kernels-{key}"
+    with ThreadPoolExecutor() as pool:
+        paths = list(pool.map(lambda kernel: _compile(compiler, folder, kernel, dtype), KERNELS))
+    _keep_memory()
+    for kernel, path in zip(KERNELS, paths, strict=True):
+        handler = getattr(ctypes.CDLL(str(path)), f"ase_mlip_{kernel}")
+        jax.ffi.register_ffi_target(f"ase_mlip_{kernel}_{dtype}", jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def _compile(compiler: str, folder: Path, kernel: str, dtype: str) -> Path:
+    """Path of a kernel's library, compiled if it is not there."""
+    path = folder / f"{kernel}_{dtype}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    native = "-mcpu=native" if platform.machine() == "arm64" else "-march=native"
+    source = Path(__file__).with_name(f"{kernel}.cc")
+    with tempfile.TemporaryDirectory(dir=folder) as work:  # the library appears whole, whoever else compiles it now
+        part = Path(work) / path.name
+        options = [native, *FLAGS, f"-DASE_MLIP_REAL={REALS[dtype]}", "-isystem", jax.ffi.include_dir()]
+        command = [compiler, *options, str(source), "-o", str(part)]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        os.replace(part, path)
+    return path
+
+
+def _keep_memory() -> None:
+    """Let glibc keep large blocks of memory that are freed.
+
+    XLA asks malloc for its working memory at each call. By default glibc gives large blocks back to the system at once,
+    and every call pays again for having all pages zeroed: a quarter of a training step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
+    if mallopt is not None:
+        for option, value in ((M_MMAP_THRESHOLD, KEPT_BYTES), (M_TRIM_THRESHOLD, KEPT_BYTES)):
+            mallopt(option, value)
