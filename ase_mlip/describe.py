@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ase_mlip.force_field import ForceField
+from ase_mlip.kernels import describe as describe_path
 from ase_mlip.model_file import file_sha256
 
 UNKNOWN = "not stated in the file"
@@ -41,6 +42,7 @@ def describe(force_field: ForceField, path: str | os.PathLike[str]) -> dict[str,
         "elements": f"{len(symbols)}: {' '.join(symbols)}",
         "cutoff": f"{force_field.cutoff:g} Angstrom",
         "repulsion": str(repulsion or "none"),
+        "runs on": describe_path(network),
     }
     rows |= _levels(force_field)
     for number, heads in enumerate(force_field.predictor.committees, 1):

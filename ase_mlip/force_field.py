@@ -108,7 +108,8 @@ class ForceField:
                 predictor, params = self.predictor.tabulated(self.params)
             else:
                 predictor, params = self.predictor, self.params
-            cache[dtype] = predictor, jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), dict(params))
+            with precision(dtype):
+                cache[dtype] = predictor, jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), dict(params))
         return cache[dtype]
 
     def with_elements(self, elements: Iterable[int]) -> ForceField:

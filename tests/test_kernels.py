@@ -275,12 +275,14 @@ def test_a_process_finds_the_libraries_that_another_one_compiled() -> None:
         "from ase_mlip.kernels import build\n"
         "def refuse(*args, **kwargs): raise AssertionError('compiled again')\n"
         "run = build.subprocess.run\n"
-        "build.subprocess.run = lambda c, **k: run(c, **k) if '--version' in c else refuse()\n"
+        "build.subprocess.run = lambda c, **k: run(c, **k) if '-shared' not in c else refuse()\n"
         "assert build.problem() is None, build.problem()\n"
         "print(build.describe())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.startswith("C++ kernels")
+    assert done.stdout.startswith("C++ kernels compiled here")
+    assert build.describe(Mace(CONFIG, INFO)) == done.stdout.strip()
+    assert "do not cover" in build.describe(Mace(replace(CONFIG, num_channels=4), INFO))
 
 
 def test_kernels_say_what_is_wrong_with_their_arguments() -> None:

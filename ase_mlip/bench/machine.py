@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -97,18 +96,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def computing_path(force_field: ForceField) -> str:
-    """Which implementation of the expensive parts runs here, for this model."""
-    try:
-        describe = getattr(import_module("ase_mlip.kernels"), "describe", None)
-    except ImportError:
-        describe = None
-    text = str(describe()) if describe else "plain JAX"
-    if text.startswith("plain JAX") or getattr(force_field.predictor.network, "has_kernels", True):
-        return text
-    return f"plain JAX: the shape of this network is not one for {text}"
 
 
 def reset_host_peak() -> None:

@@ -23,6 +23,7 @@ from ase_mlip.bench.systems import ELEMENTS, SIZES
 from ase_mlip.bench.timing import nothing_kept
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.force_field import ForceField, model_path, precision
+from ase_mlip.kernels import describe
 from ase_mlip.networks.mace import Mace
 
 PARTS = ("first", "accuracy", "model", "md", "train")
@@ -127,7 +128,7 @@ def run_bench(
     smallest = min(settings.sizes or SIZES)
     title = f"MACE of shape {shape}, random weights" if shape is not None else str(model or "default")
     log(
-        f"{title}: {force_field.num_params:,} parameters, {settings.dtype}, path: {machine.computing_path(force_field)}"
+        f"{title}: {force_field.num_params:,} parameters, {settings.dtype}, path: {describe(force_field.predictor.network)}"
     )
     first_calls, hardware = [], machine.hardware()
     if "first" in settings.parts:
@@ -183,7 +184,7 @@ def _measure(
             log(f"{system}, training: {training[-1].frames_per_s:.2f} frames/s")
     return Report(
         model=title,
-        path=machine.computing_path(force_field),
+        path=describe(force_field.predictor.network),
         settings=settings,
         hardware=hardware,
         versions=machine.versions(),

@@ -12,6 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -47,12 +48,12 @@ def usable(channels: int) -> bool:
     return channels % VECTOR == 0 and problem() is None
 
 
-def describe() -> str:
-    """Which path runs the hot loops on this machine, one line."""
+def describe(network: Any = None) -> str:
+    """Which path runs the hot loops of a network on this machine (of any, if None), one line."""
     reason = problem()
-    if reason is None:
-        return f"C++ kernels for this processor (by {_find_compiler()}), models of a multiple of {VECTOR} channels"
-    return f"plain JAX: {reason}"
+    if reason is None and network is not None and not getattr(network, "has_kernels", False):
+        reason = "the C++ kernels do not cover this architecture or shape"
+    return f"plain JAX: {reason}" if reason else f"C++ kernels compiled here by {_find_compiler()}"
 
 
 def target(kernel: str, dtype: str) -> str:

@@ -9,7 +9,7 @@ from ase import Atoms
 from shared import Call, Task, serve
 
 from ase_mlip import ForceField, MLIPCalculator
-from ase_mlip.bench.machine import computing_path
+from ase_mlip.kernels import describe
 from ase_mlip.bench.measure import device_call
 
 
@@ -24,7 +24,7 @@ class Ours:
     @property
     def version(self) -> str:
         """What computes."""
-        return f"jax {jax.__version__}, {computing_path(self.force_field)}"
+        return f"jax {jax.__version__}, {describe(self.force_field.predictor.network)}"
 
     def calculator(self, atoms: Atoms) -> MLIPCalculator:
         """For any structure."""
