@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ase_mlip.force_field import ForceField, precision
+from ase_mlip.force_field import precision
 
 PACKAGES = ("ase-mlip", "jax", "jaxlib", "numpy", "ase", "matscipy")
 PEAK_ROUNDS = 10

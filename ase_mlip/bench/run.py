@@ -127,9 +127,8 @@ def run_bench(
     systems = choose_systems(force_field, settings.systems)
     smallest = min(settings.sizes or SIZES)
     title = f"MACE of shape {shape}, random weights" if shape is not None else str(model or "default")
-    log(
-        f"{title}: {force_field.num_params:,} parameters, {settings.dtype}, path: {describe(force_field.predictor.network)}"
-    )
+    path = describe(force_field.predictor.network)
+    log(f"{title}: {force_field.num_params:,} parameters, {settings.dtype}, path: {path}")
     first_calls, hardware = [], machine.hardware()
     if "first" in settings.parts:
         with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +183,7 @@ def _measure(
             log(f"{system}, training: {training[-1].frames_per_s:.2f} frames/s")
     return Report(
         model=title,
-        path=describe(force_field.predictor.network),
+        path=path,
         settings=settings,
         hardware=hardware,
         versions=machine.versions(),

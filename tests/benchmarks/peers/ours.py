@@ -9,8 +9,8 @@ from ase import Atoms
 from shared import Call, Task, serve
 
 from ase_mlip import ForceField, MLIPCalculator
-from ase_mlip.kernels import describe
 from ase_mlip.bench.measure import device_call
+from ase_mlip.kernels import describe
 
 
 @dataclass
