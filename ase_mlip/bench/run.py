@@ -183,7 +183,7 @@ def _measure(
             log(f"{system}, training: {training[-1].frames_per_s:.2f} frames/s")
     return Report(
         model=title,
-        path=path,
+        path=describe(force_field.predictor.network),
         settings=settings,
         hardware=hardware,
         versions=machine.versions(),
