@@ -222,7 +222,8 @@ class NeighborCache:
         assert old is not None
         if len(old) != len(atoms) or (old.pbc != atoms.pbc).any() or (old.numbers != atoms.numbers).any():
             return False
-        check_structure(atoms, self.elements)
+        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+            check_structure(atoms, self.elements)  # says which atom; all else was checked when the list was built
         if np.array_equal(old.cell.array, atoms.cell.array):
             smallest, moved = 1.0, atoms.positions - old.positions
         elif old.cell.rank != 3 or atoms.cell.rank != 3:

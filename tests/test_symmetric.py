@@ -12,7 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from ase_mlip.networks import symmetric
-from ase_mlip.networks.coupling import spherical_harmonics
+from ase_mlip.networks.coupling import clebsch_gordan, spherical_harmonics
 from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
 
 CASES = [(0, 0, 4), (1, 0, 4), (1, 1, 4), (2, 0, 4), (2, 1, 4), (2, 2, 4), (3, 0, 4), (3, 1, 4), (3, 2, 3), (3, 3, 3)]
@@ -113,6 +113,19 @@ def test_wigner_matrices_agree_with_e3nn(sign: int) -> None:
             irrep = e3nn.Irrep(ell, (-1) ** ell)
             theirs = np.asarray(e3nn.Irreps([(1, irrep)]).D_from_matrix(jnp.asarray(matrix)))
             np.testing.assert_allclose(wigner(matrix, ell), theirs, atol=1e-12)
+
+
+def test_clebsch_gordan_coefficients_and_harmonics_agree_with_e3nn() -> None:
+    """Signs and phases too: imported weights depend on them."""
+    triples = [(a, b, c) for a in range(5) for b in range(5) for c in range(abs(a - b), a + b + 1)]
+    for degrees in triples:
+        np.testing.assert_allclose(clebsch_gordan(*degrees), e3nn.clebsch_gordan(*degrees), atol=1e-14)
+    vectors = np.random.default_rng(0).normal(size=(20, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with jax.enable_x64(True):
+        array = e3nn.IrrepsArray("1o", jax.numpy.asarray(vectors))
+        expected = e3nn.spherical_harmonics(range(5), array, normalize=False, normalization="component").array
+        np.testing.assert_allclose(spherical_harmonics(jax.numpy.asarray(vectors), 4), expected, atol=1e-14)
 
 
 def test_spherical_harmonics() -> None:

@@ -127,8 +127,8 @@ def run_bench(
     systems = choose_systems(force_field, settings.systems)
     smallest = min(settings.sizes or SIZES)
     title = f"MACE of shape {shape}, random weights" if shape is not None else str(model or "default")
-    path = describe(force_field.predictor.network)
-    log(f"{title}: {force_field.num_params:,} parameters, {settings.dtype}, path: {path}")
+    runs_on = describe(force_field.predictor.network)
+    log(f"{title}: {force_field.num_params:,} parameters, {settings.dtype}, runs on {runs_on}")
     first_calls, hardware = [], machine.hardware()
     if "first" in settings.parts:
         with tempfile.TemporaryDirectory() as folder:

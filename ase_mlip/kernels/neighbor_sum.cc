@@ -98,16 +98,22 @@ void find_slots(const Shape& shape, const Factors<T>& in, int64_t n, std::vector
   }
 }
 
+// Weights, and slopes if not null, of all channels between two knots.
 template <typename T>
-void interpolate(const T* first, const T* second, const T* basis, int channels, T* to) {
+inline void interpolate(const Slot<T>& slot, const T* first, const T* second, int channels, T* value, T* slope) {
   using V = Vector<T>;
   for (int c = 0; c < channels; c += kWidth) {
+    const V corners[4] = {V::load(first + c), V::load(first + channels + c), V::load(second + c),
+                          V::load(second + channels + c)};
     V sum = V::filled(0);
-    sum.add_product(basis[0], V::load(first + c));
-    sum.add_product(basis[1], V::load(first + channels + c));
-    sum.add_product(basis[2], V::load(second + c));
-    sum.add_product(basis[3], V::load(second + channels + c));
-    sum.store(to + c);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum.add_product(slot.value[i], corners[i]);
+    sum.store(value + c);
+    if (!slope) continue;
+    V along = V::filled(0);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) along.add_product(slot.slope[i], corners[i]);
+    along.store(slope + c);
   }
 }
 
@@ -125,8 +131,8 @@ void place_weights(const Shape& shape, const Factors<T>& in, size_t p, bool slop
   for (size_t i = 0; i < slots.size(); ++i) {
     const T* first = slots[i].knot + p * 2 * channels;
     const T* second = first + shape.paths.size() * 2 * channels;
-    interpolate(first, second, slots[i].value, channels, weights.value.data() + i * channels);
-    if (slopes) interpolate(first, second, slots[i].slope, channels, weights.slope.data() + i * channels);
+    T* slope = slopes ? weights.slope.data() + i * channels : nullptr;
+    interpolate(slots[i], first, second, channels, weights.value.data() + i * channels, slope);
     slots[i].weights = weights.value.data() + i * channels;
   }
 }

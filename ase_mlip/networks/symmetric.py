@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations_with_replacement
 
-import e3nn_jax as e3nn
 import numpy as np
+
+from ase_mlip.networks.coupling import clebsch_gordan
 
 # A polynomial map onto an irrep (l, parity): coefficients [paths, 2 l + 1, monomials].
 Polynomials = dict[tuple[int, int], np.ndarray]
@@ -119,7 +120,7 @@ def _polynomials(l_max: int, degree: int, l_limit: int) -> Polynomials:
     for (l_left, parity), left in sorted(_polynomials(l_max, degree - 1, l_limit + l_max).items()):
         for ell in range(l_max + 1):
             for l_out in range(abs(l_left - ell), min(l_left + ell, l_limit) + 1):
-                coupling = e3nn.clebsch_gordan(l_left, ell, l_out) * np.sqrt(2 * l_out + 1)
+                coupling = clebsch_gordan(l_left, ell, l_out) * np.sqrt(2 * l_out + 1)
                 products = np.einsum("pax,aic->pcxi", left, coupling)
                 columns = table[:, ell**2 : (ell + 1) ** 2]
                 out = np.zeros((left.shape[0], 2 * l_out + 1, size))
