@@ -19,7 +19,7 @@ Found = dict[str, Any]
 
 def draw(found: Found, path: Path) -> None:
     """Draw all parts that are done; the others are left empty and say so."""
-    figure = pyplot.figure(figsize=(20, 17), layout="constrained")
+    figure = pyplot.figure(figsize=(17, 15), layout="constrained")
     grid = figure.add_gridspec(4, 12)
 
     def panel(row: int, columns: slice, part: str, title: str, paint: Callable[[Axes, Found], None]) -> None:
@@ -29,6 +29,7 @@ def draw(found: Found, path: Path) -> None:
             paint(axes, found[part])
         else:
             axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+            axes.set(xticks=[], yticks=[])
 
     panel(0, slice(0, 6), "errors", "Errors on held-out molecules, by category of frames", categories)
     panel(0, slice(6, 9), "errors", "Force error by element, all held-out frames", elements)
@@ -36,15 +37,15 @@ def draw(found: Found, path: Path) -> None:
     scans(figure, grid, found.get("scans"))
     panel(3, slice(0, 3), "walls", "Two atoms pushed together, all pairs of elements", walls)
     panel(3, slice(3, 6), "geometry", "Harmonic frequencies of held-out molecules", frequencies)
-    panel(3, slice(6, 9), "nvt", "Dynamics at constant temperature: time without a broken bond", lifetimes)
-    panel(3, slice(9, 12), "nve", "Dynamics at constant energy, 300 K: change of the total energy", drift)
+    panel(3, slice(6, 9), "nvt", "Constant temperature: time without a broken bond", lifetimes)
+    panel(3, slice(9, 12), "nve", "Constant energy, 300 K: change of the total energy", drift)
     model = found["model"]
     figure.suptitle(
         f"{model['name']}: {model['parameters']:,} parameters, {' '.join(model['elements'])}, cutoff {model['cutoff']} "
         "Angstrom, against GFN2-xTB",
         fontsize=14,
     )
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
@@ -54,7 +55,7 @@ def categories(axes: Axes, part: Found) -> None:
     names = sorted(groups, key=lambda name: groups[name]["force_mae"])
     axes.bar(names, [groups[name]["force_mae"] for name in names], color=MODEL, alpha=0.7)
     axes.set(ylabel="force MAE, meV/Angstrom (bars)", yscale="log")
-    axes.tick_params(axis="x", rotation=60, labelsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=50, ha="right", rotation_mode="anchor")
     right = axes.twinx()
     right.plot(names, [groups[name]["energy_mae"] for name in names], "o", color="tab:orange")
     right.set(ylabel="energy MAE, meV/atom (dots)", yscale="log")

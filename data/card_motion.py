@@ -52,11 +52,11 @@ def collapse(force_field: ForceField, count: int, folder: Path) -> Row:
         nearest = float(ratio.min(initial=1.5))
         closest.append(nearest)
         if atoms.calc is None:
-            failed.append({"number": number, "formula": str(atoms.symbols), "why": problem})
+            failed.append({"number": number, "formula": atoms.get_chemical_formula(), "why": problem})
         elif nearest < TOO_CLOSE:
-            pair = "-".join(atoms.symbols[[first[ratio.argmin()], second[ratio.argmin()]]])
+            pair = "-".join(sorted(atoms.symbols[[first[ratio.argmin()], second[ratio.argmin()]]]))
             why = f"{pair} at {nearest:.2f} times the sum of the covalent radii"
-            failed.append({"number": number, "formula": str(atoms.symbols), "why": why})
+            failed.append({"number": number, "formula": atoms.get_chemical_formula(), "why": why})
     counts, edges = np.histogram(closest, np.arange(0.0, 1.525, 0.025))
     odd = sum(problem is not None for problem in result.problems)
     return {
@@ -102,7 +102,7 @@ def constant_temperature(
             "ps": float(1e-3 * TIMESTEP * done),
             "problem": problem,
             "broken": bond,
-            "broken_ps": None if index is None else 1e-3 * TIMESTEP * RECORD_EVERY * index,
+            "broken_ps": None if index is None else 1e-3 * TIMESTEP * frames[index].info["step"],
             "kelvin": float(np.mean(late)) if late else None,
         }
     return rows

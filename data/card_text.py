@@ -111,7 +111,7 @@ def errors(part: Found | None) -> list[str]:
     """By category and by element."""
     if not part:
         return []
-    head = ("frames", "number", "energy MAE", "RMSE", "force MAE", "RMSE", "mean size of a force component")
+    head = ("category", "frames", "energy MAE", "RMSE", "force MAE", "RMSE", "mean size of a force component")
 
     def rows(groups: Found) -> list[list[str]]:
         keys = "energy_mae energy_rmse force_mae force_rmse force_size".split()
@@ -255,8 +255,9 @@ def nve(part: Found | None) -> list[str]:
         for n, r in part["rows"].items()
     ]
     return [
-        f"Velocity Verlet, 0.5 fs, {part['asked_ps']:g} ps, float32, from a minimum with velocities of 300 K (half "
-        "of which remains). The drift is the slope of a straight line through the total energy, the scatter the rest.",
+        f"Velocity Verlet, 0.5 fs, {part['asked_ps']:g} ps, float32, from a minimum with velocities drawn at 300 K, so "
+        "that about 150 K remain. The drift is the slope of a straight line through the total energy, the scatter the "
+        "standard deviation around it.",
         "",
         *table(("system", "drift, meV/atom/ps", "scatter, meV/atom", "mean K", "stopped because"), rows),
         *left_out(part),

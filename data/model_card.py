@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import card_motion as motion
 import card_parts as parts
 import card_reference as reference
@@ -101,8 +102,10 @@ class Card:
         molecules = {name: reference.minimum(self.references, name) for name in fits}
         if not {1, 8} <= {*self.force_field.elements}:
             return molecules, {}, {"left_out": [*other["left_out"], WATER]}
-        box = relax(self.force_field, [reference.water_box()], fmax=0.3, steps=200, log=None).structures[0]
-        return molecules, {WATER: box}, other
+        path = self.folder / "water.traj"  # kept, as dynamics go on only from the very same start
+        if not path.exists():
+            ase.io.write(path, relax(self.force_field, [reference.water_box()], fmax=0.3, steps=200).structures)
+        return molecules, {WATER: ase.io.read(path)}, other
 
     def measure(self, part: str, again: bool) -> None:
         """Compute a part and keep its result, unless it is there already for the same options."""
