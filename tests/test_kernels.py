@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import ase
 import jax
@@ -246,26 +248,38 @@ def test_shapes_without_kernels_take_the_plain_path() -> None:
         assert network.tabulated({}) == (network, {})
 
 
-def test_reasons_against_kernels_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+@pytest.fixture
+def fresh_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty cache, and nothing known of compilers; all is known again afterwards."""
     monkeypatch.setenv("ASE_MLIP_CACHE", str(tmp_path))
-    try:
-        monkeypatch.setenv(build.SWITCH, "off")
-        build.problem.cache_clear()
-        assert build.describe() == "plain JAX: switched off by ASE_MLIP_KERNELS=off"
-        assert not usable(16)
-        monkeypatch.delenv(build.SWITCH)
-        monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.delenv("CXX", raising=False)
-        build.problem.cache_clear()
-        assert "no C++ compiler" in build.describe()
-        broken = tmp_path / "c++"
-        broken.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 1\n")
-        broken.chmod(0o755)
-        build.problem.cache_clear()
-        build.load.cache_clear()
-        assert "this compiler is broken" in build.describe()
-    finally:
-        build.problem.cache_clear()
+    forget = (build.problem, build.load, build._find_compiler)
+    for function in forget:
+        function.cache_clear()
+    yield tmp_path
+    for function in forget:
+        function.cache_clear()
+
+
+def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, fresh_build: Path) -> None:
+    monkeypatch.setenv(build.SWITCH, "off")
+    assert build.describe() == "plain JAX: switched off by ASE_MLIP_KERNELS=off"
+    assert not usable(16)
+
+
+def test_without_a_compiler_the_reason_is_named(monkeypatch: pytest.MonkeyPatch, fresh_build: Path) -> None:
+    monkeypatch.setenv("PATH", str(fresh_build))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    assert "no C++ compiler" in build.describe()
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, fresh_build: Path) -> None:
+    broken = fresh_build / "compiler"
+    broken.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert "this compiler is broken" in build.describe()
+    assert not usable(16)
 
 
 def test_a_process_finds_the_libraries_that_another_one_compiled() -> None:

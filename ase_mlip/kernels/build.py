@@ -6,11 +6,14 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +37,12 @@ def problem() -> str | None:
     if jax.default_backend() != "cpu":
         return f"XLA compiles for the {jax.default_backend()}"
     if _find_compiler() is None:
-        return "no C++ compiler was found: install g++ or clang++, or name one in the environment variable CXX"
+        return "no C++ compiler was found: install g++ or clang++, or `pip install ziglang`, or name one in CXX"
     try:
         load("float32")
     except (OSError, subprocess.SubprocessError) as error:
         output = (getattr(error, "stderr", None) or str(error)).strip()
-        return f"{_find_compiler()} could not compile them: {output.splitlines()[-1] if output else error!r}"
+        return f"{_name_compiler()} could not compile them: {output.splitlines()[-1] if output else error!r}"
     return None
 
 
@@ -53,7 +56,7 @@ def describe(network: Any = None) -> str:
     reason = problem()
     if reason is None and network is not None and not getattr(network, "has_kernels", False):
         reason = "the C++ kernels do not cover this architecture or shape"
-    return f"plain JAX: {reason}" if reason else f"C++ kernels compiled here by {_find_compiler()}"
+    return f"plain JAX: {reason}" if reason else f"C++ kernels compiled here by {_name_compiler()}"
 
 
 def target(kernel: str, dtype: str) -> str:
@@ -62,9 +65,19 @@ def target(kernel: str, dtype: str) -> str:
     return f"ase_mlip_{kernel}_{dtype}"
 
 
-def _find_compiler() -> str | None:
-    names = [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
-    return next((found for found in map(shutil.which, names) if found), None)
+@cache
+def _find_compiler() -> tuple[str, ...] | None:
+    """The command of a C++ compiler: the user's choice, the system's, or that of the package ziglang."""
+    if chosen := os.environ.get("CXX"):
+        return tuple(shlex.split(chosen))
+    found = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
+    if found is None and find_spec("ziglang") is not None:
+        return (sys.executable, "-m", "ziglang", "c++")
+    return None if found is None else (found,)
+
+
+def _name_compiler() -> str:
+    return " ".join(_find_compiler() or ())
 
 
 @cache
@@ -77,7 +90,7 @@ def load(dtype: str) -> None:
     compiler = _find_compiler()
     if compiler is None:
         raise OSError("no C++ compiler")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     here = Path(__file__).parent
     sources = [path.read_bytes() for path in sorted(here.glob("*.cc")) + sorted(here.glob("*.h"))]
     facts = [version, jax.__version__, processor(), *FLAGS]
@@ -91,7 +104,7 @@ def load(dtype: str) -> None:
         jax.ffi.register_ffi_target(f"ase_mlip_{kernel}_{dtype}", jax.ffi.pycapsule(handler), platform="cpu")
 
 
-def _compile(compiler: str, folder: Path, kernel: str, dtype: str) -> Path:
+def _compile(compiler: tuple[str, ...], folder: Path, kernel: str, dtype: str) -> Path:
     """Path of a kernel's library, compiled if it is not there."""
     path = folder / f"{kernel}_{dtype}.so"
     if path.exists():
@@ -102,8 +115,8 @@ def _compile(compiler: str, folder: Path, kernel: str, dtype: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:  # the library appears whole, whoever else compiles it now
         part = Path(work) / path.name
         options = [native, *FLAGS, f"-DASE_MLIP_REAL={REALS[dtype]}", "-isystem", jax.ffi.include_dir()]
-        command = [compiler, *options, str(source), "-o", str(part)]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        command = [*compiler, *options, str(source), "-o", str(part)]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
         os.replace(part, path)
     return path
 
