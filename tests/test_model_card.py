@@ -107,3 +107,19 @@ def test_card_of_parts_that_are_done(tmp_path: Path) -> None:
     assert "Not measured." in text
     card_figure.draw(found, tmp_path / "card.png")
     assert (tmp_path / "card.png").stat().st_size > 10_000
+
+
+def test_dynamics_are_summed_up(tmp_path: Path) -> None:
+    """Twenty steps of each; the second call finds the first one's frames and says the same."""
+    field, starts = toy_force_field(), {"O": molecule("H2O"), "[H][H]": molecule("H2")}
+    first, second = (card_motion.constant_temperature(field, starts, 300.0, 0.01, tmp_path) for _ in range(2))
+    assert first == second
+    assert first["O"]["ps"] == 0.01
+    assert first["O"]["problem"] is None
+    energy = card_motion.constant_energy(field, {"O": starts["O"]}, 0.01)
+    assert abs(energy["O"]["drift"]) < 100.0
+    assert len(energy["O"]["ps"]) == len(energy["O"]["change"]) > 10
+    found = {"model": MODEL, "date": "today", "versions": {}, "nve": {"rows": energy, "asked_ps": 0.01}}
+    found["nvt"] = {"kelvin": {"300": first, "600": first}, "asked_ps": 0.01}
+    assert "0.01 ps at 600 K without a broken bond or NaN | " in card_text.card(found)
+    card_figure.draw(found, tmp_path / "card.png")
