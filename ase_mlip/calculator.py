@@ -78,6 +78,10 @@ class MLIPCalculator(Calculator):
         self._active, self._seen = self.force_field, frozenset[int]()
         self._device: tuple[np.ndarray, Graph] | None = None  # a neighbour table, and the graph that has it
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles put their own arrays on their own device."""
+        return {**self.__dict__, "_device": None}
+
     @property
     def name(self) -> str:
         """Name of the calculator and the level it predicts at."""
@@ -155,7 +159,7 @@ class MLIPCalculator(Calculator):
     def _on_device(self, graph: Graph) -> Graph:
         """The graph in the calculator's precision; while a neighbour list stands, only positions and cell are new."""
         if self._device is None or self._device[0] is not graph.neighbors:
-            self._device = (graph.neighbors, jax.tree.map(jax.numpy.asarray, graph.astype(self.dtype)))
+            self._device = (graph.neighbors, jax.device_put(graph.astype(self.dtype)))
         moved = {name: getattr(graph, name).astype(self.dtype) for name in ("positions", "cell")}
         return replace(self._device[1], **moved)
 

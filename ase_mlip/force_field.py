@@ -109,7 +109,7 @@ class ForceField:
             else:
                 predictor, params = self.predictor, self.params
             with precision(dtype):
-                cache[dtype] = predictor, jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), dict(params))
+                cache[dtype] = predictor, jax.device_put(jax.tree.map(lambda x: np.asarray(x, dtype), dict(params)))
         return cache[dtype]
 
     def with_elements(self, elements: Iterable[int]) -> ForceField:

@@ -200,7 +200,7 @@ def test_machine() -> None:
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that is measured in this process: a table, all of it as JSON, a picture."""
     monkeypatch.setattr(machine, "measure_peaks", lambda dtype: Peaks(1e9, 1e9))
-    monkeypatch.setattr("ase_mlip.kernels.describe", lambda: "the toy path")
+    monkeypatch.setattr("ase_mlip.bench.run.describe", lambda network: "the toy path")
     toy_force_field().save(tmp_path / "toy.safetensors")
     model, output, picture = (str(tmp_path / name) for name in ("toy.safetensors", "out.json", "out.png"))
     options = ["--sizes", "24,81", "--reps", "2", "--parts", "model,md,accuracy,train", "--frames", "2"]
