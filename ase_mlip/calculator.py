@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ase
@@ -16,8 +15,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase_mlip.cache import keep_compiled
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import Graph, NeighborCache
-from ase_mlip.predictor import compiled_interaction
-from ase_mlip.structure import InvalidStructure, check_structure, find_neighbors, symbol_of
+from ase_mlip.predictor import Params, Predictor, compiled_interaction
+from ase_mlip.structure import InvalidStructure, check_structure, overlapping_pair, symbol_of
 from ase_mlip.uncertainty import deviation, has_committee, member_predictions
 
 DEVIATIONS = ("energy_std", "forces_std")
@@ -144,7 +143,7 @@ class MLIPCalculator(Calculator):
         force_field, count = self._active, len(atoms)
         graph = self.neighbors.update(atoms, self.head_weights)
         with precision(self.dtype):
-            prediction = compiled_interaction(*force_field.prepared(self.dtype), self._on_device(graph), False)
+            prediction = compiled_interaction(*self.arguments(graph), False)
             prediction = jax.tree.map(np.asarray, prediction)
         total = force_field.predictor.add_reference(graph, prediction)
         forces = np.asarray(total.forces[:count], np.float64)
@@ -156,12 +155,15 @@ class MLIPCalculator(Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(total.stress[0], np.float64))
         return results
 
-    def _on_device(self, graph: Graph) -> Graph:
-        """The graph in the calculator's precision; while a neighbour list stands, only positions and cell are new."""
+    def arguments(self, graph: Graph) -> tuple[Predictor, Params, Graph]:
+        """What `compiled_interaction` takes; while a neighbour list stands, only positions and cell are new.
+
+        Args:
+            graph: of `neighbors`, for the elements in use.
+        """
         if self._device is None or self._device[0] is not graph.neighbors:
             self._device = (graph.neighbors, jax.device_put(graph.astype(self.dtype)))
-        moved = {name: getattr(graph, name).astype(self.dtype) for name in ("positions", "cell")}
-        return replace(self._device[1], **moved)
+        return *self._active.prepared(self.dtype), self._device[1].moved(graph.positions, graph.cell)
 
     def _deviate(self, atoms: ase.Atoms) -> dict[str, Any]:
         """Standard deviations over the members, of a structure that was just predicted."""
@@ -180,15 +182,11 @@ class MLIPCalculator(Calculator):
 
     def _explain(self, atoms: ase.Atoms, graph: Graph, forces: np.ndarray) -> str:
         """Say which atoms make a prediction non-finite."""
-        centers, others, shifts = find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, 0.1)
-        if len(centers):
-            vectors = atoms.positions[others] + shifts @ atoms.cell.array - atoms.positions[centers]
-            distances = np.linalg.norm(vectors, axis=1)
-            pair = int(distances.argmin())
-            i, j = int(centers[pair]), int(others[pair])
+        if pair := overlapping_pair(atoms):
+            i, j, distance = pair
             return (
                 f"atoms {i} ({symbol_of(atoms.numbers[i])}) and {j} ({symbol_of(atoms.numbers[j])}) are only "
-                f"{distances[pair]:.2g} Angstrom apart; separate them"
+                f"{distance:.2g} Angstrom apart; separate them"
             )
         atom = int(np.argmax(~np.isfinite(forces).all(axis=1)))
         return f"the prediction for atom {atom} ({symbol_of(atoms.numbers[atom])}) is not finite; check the structure"

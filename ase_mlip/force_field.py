@@ -93,7 +93,7 @@ class ForceField:
         """The parameters as device arrays in `dtype`; made once."""
         cache = self.__dict__.setdefault("_cast", {})
         if dtype not in cache:
-            cache[dtype] = jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), dict(self.params))
+            cache[dtype] = _on_device(self.params, dtype)
         return cache[dtype]
 
     def prepared(self, dtype: str) -> tuple[Predictor, Params]:
@@ -102,15 +102,13 @@ class ForceField:
         In float32 the radial networks become tables where that is possible: equal within the rounding, and only once
         differentiable. In float64 they are as they are.
         """
-        cache = self.__dict__.setdefault("_prepared", {})
-        if dtype not in cache:
-            if dtype == "float32":
-                predictor, params = self.predictor.tabulated(self.params)
-            else:
-                predictor, params = self.predictor, self.params
-            with precision(dtype):
-                cache[dtype] = predictor, jax.device_put(jax.tree.map(lambda x: np.asarray(x, dtype), dict(params)))
-        return cache[dtype]
+        if dtype != "float32":
+            return self.predictor, self.cast_params(dtype)
+        if "_tabulated" not in self.__dict__:
+            predictor, params = self.predictor.tabulated(self.params)
+            same = params is self.params
+            self.__dict__["_tabulated"] = predictor, self.cast_params(dtype) if same else _on_device(params, dtype)
+        return self.__dict__["_tabulated"]
 
     def with_elements(self, elements: Iterable[int]) -> ForceField:
         """The same force field for some of its elements: what it costs no longer depends on the others.
@@ -193,8 +191,14 @@ class ForceField:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and copy the model itself, not its device arrays."""
-        state = {key: value for key, value in self.__dict__.items() if key not in ("_cast", "_prepared")}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_cast", "_tabulated")}
         return {**state, "params": jax.tree.map(np.asarray, dict(self.params))}
+
+
+def _on_device(params: Params, dtype: str) -> Params:
+    """Device arrays in `dtype`; the host casts them, so that nothing is compiled for it."""
+    with precision(dtype):
+        return jax.device_put(jax.tree.map(lambda x: np.asarray(x, dtype), dict(params)))
 
 
 def is_per_element(path: tuple[str, ...]) -> bool:

@@ -112,6 +112,11 @@ class Graph:
         cast = {f.name: getattr(self, f.name) for f in fields(self)}
         return Graph(**{k: v.astype(dtype) if np.issubdtype(v.dtype, np.floating) else v for k, v in cast.items()})
 
+    def moved(self, positions: Array, cell: Array) -> Graph:
+        """The same graph with positions [nodes, 3] and cell [graphs, 3, 3] in its own precision."""
+        dtype = self.positions.dtype
+        return replace(self, positions=positions.astype(dtype), cell=cell.astype(dtype))
+
 
 @dataclass(frozen=True, order=True)
 class PadShape:

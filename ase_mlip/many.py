@@ -20,7 +20,7 @@ from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import PadShape, round_up
 from ase_mlip.moving import MovingBatch
 from ase_mlip.predictor import Prediction
-from ase_mlip.structure import InvalidStructure, check_structure, find_neighbors, symbol_of
+from ase_mlip.structure import InvalidStructure, check_structure, find_neighbors, overlapping_pair, symbol_of
 
 ATOMS_AT_ONCE = {"cpu": 256}  # on two cores 64 take an eighth longer per atom, 1024 leave the cache and take half more
 ATOMS_AT_ONCE_ELSEWHERE = 16384
@@ -228,9 +228,7 @@ def with_results(atoms: ase.Atoms, energy: float, forces: np.ndarray, stress: np
 
 def explain(atoms: ase.Atoms) -> str:
     """Why a prediction is not finite, in words."""
-    if np.isfinite(atoms.positions).all():
-        centers, others, _ = find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, 0.1)
-        if len(centers):
-            first, second = (f"{symbol_of(atoms.numbers[i])} {i}" for i in (int(centers[0]), int(others[0])))
-            return f"the atoms {first} and {second} lie on top of each other"
+    if np.isfinite(atoms.positions).all() and (pair := overlapping_pair(atoms)):
+        first, second = (f"{symbol_of(atoms.numbers[i])} {i}" for i in pair[:2])
+        return f"the atoms {first} and {second} lie on top of each other"
     return "energy or forces are not finite"

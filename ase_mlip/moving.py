@@ -130,8 +130,8 @@ class MovingBatch:
         force_field = self.force_field
         with precision(self.dtype):
             if self._device is None:
-                self._device = jax.tree.map(jax.numpy.asarray, self._graph.astype(self.dtype))
-            graph = replace(self._device, positions=self.positions.astype(self.dtype))
+                self._device = jax.device_put(self._graph.astype(self.dtype))
+            graph = self._device.moved(self.positions, self._graph.cell)
             prediction = compiled_interaction(*force_field.prepared(self.dtype), graph, False)
             prediction = jax.tree.map(np.asarray, prediction)
         total = force_field.predictor.add_reference(self._graph, prediction)

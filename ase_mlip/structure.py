@@ -11,6 +11,8 @@ from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
 
+OVERLAP = 0.1  # Angstrom, below which atoms lie on top of each other
+
 
 class InvalidStructure(CalculationFailed, ValueError):
     """A structure that no prediction can be made for; the message names the atom or the axis."""
@@ -99,3 +101,14 @@ def find_neighbors(
     order = np.argsort(centers, kind="stable")
     centers, neighbors, shifts = centers[order], neighbors[order], shifts[order] * hand
     return centers, neighbors, np.where(pbc, shifts - wrap[neighbors] + wrap[centers], 0.0)
+
+
+def overlapping_pair(atoms: ase.Atoms) -> tuple[int, int, float] | None:
+    """The two atoms that are closest to each other and their distance, if that is less than `OVERLAP`."""
+    centers, others, shifts = find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, OVERLAP)
+    if len(centers) == 0:
+        return None
+    vectors = atoms.positions[others] + shifts @ atoms.cell.array - atoms.positions[centers]
+    distances = np.linalg.norm(vectors, axis=1)
+    pair = int(distances.argmin())
+    return int(centers[pair]), int(others[pair]), float(distances[pair])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -81,17 +81,21 @@ def large_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
 
 def dimer_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
     """Yield a dimer at random orientations from the repulsive wall to 5 Angstrom, and dynamics near its minimum."""
-    contacts = [1.0, 1.15, 1.3, 1.5, 1.6, 1.7, 1.85, 2.0, 2.2, 2.4, 2.7, 3.2, 4.0, 5.0]
+    yield from contact_frames(
+        names, (1.0, 1.15, 1.3, 1.5, 1.6, 1.7, 1.85, 2.0, 2.2, 2.4, 2.7, 3.2, 4.0, 5.0), 0.03, rng
+    )
+    bound = assemble(names, [2.2], rng, sigma=0.0)
+    relax(bound, fmax=0.1, steps=40)
+    yield from dynamics(bound, 150.0, 4, rng, equilibrate=25, interval=25, config_type="dimer_md")
+
+
+def contact_frames(names: str, contacts: Sequence[float], spread: float, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield two molecules at random orientations and the given contacts in Angstrom, each varied by a factor."""
     for contact in contacts:
-        contact *= rng.uniform(0.97, 1.03)
+        contact *= rng.uniform(1 - spread, 1 + spread)
         frame = label(assemble(names, [contact], rng, sigma=0.03), "dimer_wall" if contact < WALL_CONTACT else "dimer")
         if frame is not None:
             yield frame
-    bound = assemble(names, [2.2], rng, sigma=0.0)
-    relax(bound, fmax=0.1, steps=40)
-    for frame in dynamics(bound, 150.0, 4, rng, equilibrate=25, interval=25):
-        frame.info["config_type"] = "dimer_md"
-        yield frame
 
 
 def cluster_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
@@ -99,9 +103,7 @@ def cluster_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
     for temperature in (200.0, 300.0, 400.0):
         start = assemble(names, [2.0] * names.count("."), rng, sigma=0.0)
         relax(start, fmax=0.1, steps=60)
-        for frame in dynamics(start, temperature, 7, rng, equilibrate=40, interval=25):
-            frame.info["config_type"] = "cluster_md"
-            yield frame
+        yield from dynamics(start, temperature, 7, rng, equilibrate=40, interval=25, config_type="cluster_md")
 
 
 def jittered(relaxed: list[Atoms], sigma: float, rng: np.random.Generator) -> Atoms:
@@ -188,11 +190,9 @@ def radical_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
 
 def approach_frames(names: str, rng: np.random.Generator) -> Iterator[Atoms]:
     """Yield two molecules at random orientations from the wall to 6 Angstrom, and dynamics near their minimum."""
-    for contact in (0.8, 1.0, 1.15, 1.3, 1.45, 1.7, 1.9, 2.1, 2.4, 2.7, 3.1, 3.7, 4.6, 5.8):
-        contact *= rng.uniform(0.95, 1.05)
-        frame = label(assemble(names, [contact], rng, sigma=0.03), "dimer_wall" if contact < WALL_CONTACT else "dimer")
-        if frame is not None:
-            yield frame
+    yield from contact_frames(
+        names, (0.8, 1.0, 1.15, 1.3, 1.45, 1.7, 1.9, 2.1, 2.4, 2.7, 3.1, 3.7, 4.6, 5.8), 0.05, rng
+    )
     bound = assemble(names, [2.2], rng, sigma=0.0)
     relax(bound, fmax=0.05, steps=60)
     yield from dynamics(bound, 250.0, 3, rng, interval=15, config_type="dimer_md")

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ase_mlip.force_field import precision
+from ase_mlip.report.content import package_versions
 
 PACKAGES = ("ase-mlip", "jax", "jaxlib", "numpy", "ase", "matscipy")
 PEAK_ROUNDS = 10
@@ -89,13 +89,7 @@ def cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of what decides the speed; what is not installed as a package is left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **package_versions(PACKAGES)}
 
 
 def reset_host_peak() -> None:

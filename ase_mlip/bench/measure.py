@@ -114,16 +114,20 @@ def measure_speed(
 
 
 def device_call(calculator: MLIPCalculator, atoms: ase.Atoms) -> Callable[[], Prediction]:
-    """The compiled function that the calculator uses, with its arguments on the device."""
-    force_field = calculator.force_field.for_elements(atoms.numbers.tolist())
-    graph = calculator.neighbors.update(atoms, calculator.head_weights)
+    """The compiled function that the calculator uses, with its arguments on the device.
+
+    Args:
+        calculator: that has predicted these atoms.
+        atoms: as they are now.
+    """
     with precision(calculator.dtype):
-        graph = jax.device_put(graph.astype(calculator.dtype))
-        prepared = force_field.prepared(calculator.dtype)
+        graph = calculator.neighbors.update(atoms, calculator.head_weights)
+        predictor, params, graph = calculator.arguments(graph)
+        graph = jax.device_put(graph)
 
     def call() -> Prediction:
         with precision(calculator.dtype):
-            return compiled_interaction(*prepared, graph, False)
+            return compiled_interaction(predictor, params, graph, False)
 
     return call
 

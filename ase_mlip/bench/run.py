@@ -132,9 +132,9 @@ def run_bench(
     first_calls, hardware = [], machine.hardware()
     if "first" in settings.parts:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.safetensors"
-            force_field.save(path)
-            path = path if shape is not None else model_path(model or "default")
+            path = Path(folder) / "model.safetensors" if shape is not None else model_path(model or "default")
+            if shape is not None:
+                force_field.save(path)
             for system in systems:
                 log(f"first forces of {system} in new processes")
                 first_calls.append(time_first_call(str(path), system, smallest, settings.dtype))

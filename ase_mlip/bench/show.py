@@ -60,11 +60,9 @@ def speed_table(report: Report) -> Table:
     """One row for each structure."""
     reps = report.settings.reps
     few = f" (fewer than {FEW_REPS})" if reps < FEW_REPS else ""
-    table = Table(title=f"medians of {reps} runs{few}, quartiles in brackets", title_justify="left")
-    titles = ("atoms", "pairs", "model ms", "MD step ms", "mean", "floor ms", "model/floor", "first s", "compile s")
-    table.add_column("system")
-    for title in (*titles, "compiled", "lists", "host MiB", "device MiB"):
-        table.add_column(title, justify="right")
+    titles = ("system", "atoms", "pairs", "model ms", "MD step ms", "mean", "floor ms", "model/floor", "first s")
+    more = ("compile s", "compiled", "lists", "host MiB", "device MiB")
+    table = _table(f"medians of {reps} runs{few}, quartiles in brackets", *titles, *more)
     for speed, floor in zip(report.speeds, report.floors, strict=True):
         least = floor.total.seconds(report.peaks) if floor else None
         table.add_row(
@@ -93,9 +91,8 @@ def speed_table(report: Report) -> Table:
 
 def start_table(report: Report) -> Table:
     """The time to the first forces in a new process."""
-    table = Table(title="first forces in a new process, s", title_justify="left")
-    for title in ("system", "atoms", "compiled before", "in all", "imports", "model", "forces"):
-        table.add_column(title, justify="left" if title == "system" else "right")
+    titles = ("system", "atoms", "compiled before", "in all", "imports", "model", "forces")
+    table = _table("first forces in a new process, s", *titles)
     for call in report.first_calls:
         cases: tuple[tuple[str, Start], ...] = (("no", call.cold), ("yes", call.warm))
         for known, start in cases:
@@ -106,9 +103,8 @@ def start_table(report: Report) -> Table:
 
 def training_table(report: Report) -> Table:
     """Training steps."""
-    table = Table(title="training step: energies and forces, float32, all parameters", title_justify="left")
-    for title in ("system", "atoms", "frames", "step ms", "frames/s", "compile s", "host MiB"):
-        table.add_column(title, justify="left" if title == "system" else "right")
+    titles = ("system", "atoms", "frames", "step ms", "frames/s", "compile s", "host MiB")
+    table = _table("training step: energies and forces, float32, all parameters", *titles)
     for row in report.training:
         table.add_row(
             row.system,
@@ -124,9 +120,8 @@ def training_table(report: Report) -> Table:
 
 def floor_table(speed: Speed, floor: Floor, peaks: Peaks) -> Table:
     """What the floor of one structure is made of, per atom, and its time for the whole structure."""
-    table = Table(title=f"floor of {speed.system}, {speed.atoms:,} atoms", title_justify="left")
-    for title in ("part", "kFLOP/atom", "kB/atom", "kB/atom gathered", "ms"):
-        table.add_column(title, justify="left" if title == "part" else "right")
+    titles = ("part", "kFLOP/atom", "kB/atom", "kB/atom gathered", "ms")
+    table = _table(f"floor of {speed.system}, {speed.atoms:,} atoms", *titles)
     last = {"sum": floor.total, "the radial network instead of tables": floor.radial_network}
     for number, (name, work) in enumerate({**floor.parts, **last}.items()):
         per_atom = (work.operations, work.moved, work.gathered)
@@ -178,6 +173,15 @@ def plot_scaling(report: Report, path: Path) -> None:
         axes.set_title("\n".join(wrap(title, 80)), fontsize="medium")
         figure.legend(frameon=False, loc="outside lower center", ncols=2)
         figure.savefig(path, dpi=150)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """An empty table; numbers, in all columns but the first, end at the right."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _slope(atoms: list[int], times: np.ndarray) -> str:

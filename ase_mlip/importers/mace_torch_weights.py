@@ -6,11 +6,10 @@ from collections import defaultdict
 from math import sqrt
 from typing import Any
 
-import e3nn_jax
 import numpy as np
 
 from ase_mlip.importers.polynomials import contraction_weights
-from ase_mlip.networks.coupling import coupling_paths
+from ase_mlip.networks.coupling import clebsch_gordan, coupling_paths
 from ase_mlip.networks.mace import GATED_DENSITY_WIDTH, MaceConfig
 from ase_mlip.networks.radial import SIGMOID_NORM, SILU_NORM
 
@@ -259,7 +258,7 @@ def _coupling_ratio(l_feature: int, l_edge: int, l_out: int) -> float:
     import torch
     from e3nn import o3
 
-    ours = np.asarray(e3nn_jax.clebsch_gordan(l_feature, l_edge, l_out)) * sqrt(2 * l_out + 1)
+    ours = clebsch_gordan(l_feature, l_edge, l_out) * sqrt(2 * l_out + 1)
     theirs = o3.wigner_3j(l_feature, l_edge, l_out, dtype=torch.float64).numpy()
     ratio = float(np.sum(ours * theirs) / np.sum(ours * ours))
     if not np.allclose(theirs, ratio * ours, atol=1e-6):

@@ -6,6 +6,6 @@ faster, and leave XLA far less to compile. Where there is no compiler, on a GPU,
 with the environment variable `ASE_MLIP_KERNELS=off`, the plain formulas run; `describe` says which.
 """
 
-from ase_mlip.kernels.build import describe, problem, usable
+from ase_mlip.kernels.build import describe, usable
 
-__all__ = ["describe", "problem", "usable"]
+__all__ = ["describe", "usable"]

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ase_mlip.cache import cache_folder, processor
 
@@ -59,9 +61,25 @@ def describe(network: Any = None) -> str:
     return f"plain JAX: {reason}" if reason else f"C++ kernels compiled here by {_name_compiler()}"
 
 
-def target(kernel: str, dtype: str) -> str:
-    """Name under which XLA knows a kernel, which is compiled and loaded if need be."""
-    load(dtype)
+def call(
+    kernel: str, dtype: np.dtype, shapes: Sequence[tuple[int, ...]], arrays: Sequence[Any], **constants: Any
+) -> list[jax.Array]:
+    """Results of a kernel, which is compiled and loaded if need be.
+
+    Args:
+        kernel: one of `KERNELS`.
+        dtype: of the results.
+        shapes: of the results.
+        arrays: the kernel's arguments.
+        constants: its attributes, NumPy numbers and arrays.
+    """
+    load(dtype.name)
+    out = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    return list(jax.ffi.ffi_call(_target(kernel, dtype.name), out, vmap_method="sequential")(*arrays, **constants))
+
+
+def _target(kernel: str, dtype: str) -> str:
+    """Name under which XLA knows a kernel."""
     return f"ase_mlip_{kernel}_{dtype}"
 
 
@@ -101,7 +119,7 @@ def load(dtype: str) -> None:
     _keep_memory()
     for kernel, path in zip(KERNELS, paths, strict=True):
         handler = getattr(ctypes.CDLL(str(path)), f"ase_mlip_{kernel}")
-        jax.ffi.register_ffi_target(f"ase_mlip_{kernel}_{dtype}", jax.ffi.pycapsule(handler), platform="cpu")
+        jax.ffi.register_ffi_target(_target(kernel, dtype), jax.ffi.pycapsule(handler), platform="cpu")
 
 
 def _compile(compiler: tuple[str, ...], folder: Path, kernel: str, dtype: str) -> Path:

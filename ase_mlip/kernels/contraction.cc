@@ -29,19 +29,18 @@ struct Shape {
   const int32_t* factors;  // [terms, 4]
 };
 
-template <typename T>
 struct Arrays {
-  const T* density;     // [nodes, density_rows, channels]
-  const T* table;       // [elements, terms, channels]
-  const T* gradient;    // [nodes, rows, channels]
-  const T* cotangent;   // [nodes, density_rows, channels]
+  const Real* density;    // [nodes, density_rows, channels]
+  const Real* table;      // [elements, terms, channels]
+  const Real* gradient;   // [nodes, rows, channels]
+  const Real* cotangent;  // [nodes, density_rows, channels]
   const int32_t* species;
 };
 
 // The product of the factors, all but number `skip`.
-template <int kDegree, typename V>
-inline V product(const V* values, const int32_t* factors, int skip = -1) {
-  V out = V::filled(1);
+template <int kDegree>
+inline Vector product(const Vector* values, const int32_t* factors, int skip = -1) {
+  Vector out = Vector::filled(1);
 #pragma GCC unroll 4
   for (int f = 0; f < kDegree; ++f)
     if (f != skip) out *= values[factors[f]];
@@ -58,46 +57,45 @@ inline void with_degree(const Run& run, Body&& body) {
   }
 }
 
-template <typename T>
-inline void add_to(T* to, Vector<T> value) {
-  value += Vector<T>::load(to);
+inline void add_to(Real* to, Vector value) {
+  value += Vector::load(to);
   value.store(to);
 }
 
-template <typename T, typename V>
-inline void gather(const T* from, int rows, int channels, V* to) {
-  for (int row = 0; row < rows; ++row) to[row] = V::load(from + row * channels);
+inline void gather(const Real* from, int rows, int channels, Vector* to) {
+  for (int row = 0; row < rows; ++row) to[row] = Vector::load(from + row * channels);
 }
 
-template <typename T, typename V>
-inline void scatter(const V* from, int rows, int channels, T* to) {
+inline void scatter(const Vector* from, int rows, int channels, Real* to) {
   for (int row = 0; row < rows; ++row) from[row].store(to + row * channels);
 }
 
-// Calls body(node, first channel) for all nodes; a task is one vector of channels of some nodes.
-template <typename T, typename Body>
-void for_nodes(ffi::ThreadPool& pool, const Shape& shape, int64_t node_block, Body body) {
+// Calls body(node, first channel, density, place) for all nodes: the density of these channels, and the place of the first
+// term's in a table, whose terms are `channels` apart. A task is one vector of channels of some nodes.
+template <typename Body>
+void for_nodes(ffi::ThreadPool& pool, const Shape& shape, const Arrays& in, int64_t node_block, Body body) {
   const int64_t parts = (shape.nodes + node_block - 1) / node_block;
   const int64_t vectors = shape.channels / kWidth;
   parallel_for(pool, parts * vectors, [=, &shape](int64_t task) {
     const int c = static_cast<int>(task / parts) * kWidth;
     const int64_t first = (task % parts) * node_block;
-    for (int64_t n = first; n < std::min(shape.nodes, first + node_block); ++n) body(n, c);
+    for (int64_t n = first; n < std::min(shape.nodes, first + node_block); ++n) {
+      Vector a[kMaxRows];
+      gather(in.density + n * shape.density_rows * shape.channels + c, shape.density_rows, shape.channels, a);
+      body(n, c, a, static_cast<int64_t>(in.species[n]) * shape.terms * shape.channels + c);
+    }
   });
 }
 
-template <typename T>
-void values(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, T* out) {
-  using V = Vector<T>;
-  for_nodes<T>(pool, shape, kNodeBlock, [=, &shape](int64_t n, int c) {
-    V a[kMaxRows], sum[kMaxRows] = {};
-    gather(in.density + n * shape.density_rows * shape.channels + c, shape.density_rows, shape.channels, a);
-    const T* table = in.table + static_cast<int64_t>(in.species[n]) * shape.terms * shape.channels + c;
+void values(ffi::ThreadPool& pool, const Shape& shape, const Arrays& in, Real* out) {
+  for_nodes(pool, shape, in, kNodeBlock, [=, &shape](int64_t n, int c, const Vector* a, int64_t place) {
+    Vector sum[kMaxRows] = {};
+    const Real* table = in.table + place;
     for (const Run& run : shape.runs) {
       with_degree(run, [&](auto degree) {
-        V total = {};
+        Vector total = {};
         for (int t = run.first; t < run.last; ++t)
-          total.add_product(V::load(table + static_cast<int64_t>(t) * shape.channels),
+          total.add_product(Vector::load(table + static_cast<int64_t>(t) * shape.channels),
                             product<decltype(degree)::value>(a, shape.factors + 4 * t));
         sum[run.row] += total;
       });
@@ -106,19 +104,16 @@ void values(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, T* o
   });
 }
 
-template <typename T>
-void by_density(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, T* out) {
-  using V = Vector<T>;
-  for_nodes<T>(pool, shape, kNodeBlock, [=, &shape](int64_t n, int c) {
-    V a[kMaxRows], sum[kMaxRows] = {};
-    gather(in.density + n * shape.density_rows * shape.channels + c, shape.density_rows, shape.channels, a);
-    const T* table = in.table + static_cast<int64_t>(in.species[n]) * shape.terms * shape.channels + c;
+void by_density(ffi::ThreadPool& pool, const Shape& shape, const Arrays& in, Real* out) {
+  for_nodes(pool, shape, in, kNodeBlock, [=, &shape](int64_t n, int c, const Vector* a, int64_t place) {
+    Vector sum[kMaxRows] = {};
+    const Real* table = in.table + place;
     for (const Run& run : shape.runs) {
-      const V g = V::load(in.gradient + (n * shape.rows + run.row) * shape.channels + c);
+      const Vector g = Vector::load(in.gradient + (n * shape.rows + run.row) * shape.channels + c);
       with_degree(run, [&](auto degree_tag) {
         constexpr int degree = decltype(degree_tag)::value;
         for (int t = run.first; t < run.last; ++t) {
-          const V scaled = g * V::load(table + static_cast<int64_t>(t) * shape.channels);
+          const Vector scaled = g * Vector::load(table + static_cast<int64_t>(t) * shape.channels);
           const int32_t* factors = shape.factors + 4 * t;
 #pragma GCC unroll 4
           for (int f = 0; f < degree; ++f) sum[factors[f]].add_product(scaled, product<degree>(a, factors, f));
@@ -129,16 +124,12 @@ void by_density(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, 
   });
 }
 
-template <typename T>
-void by_table(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, T* out) {
-  using V = Vector<T>;
-  std::fill(out, out + shape.elements * shape.terms * shape.channels, T(0));
-  for_nodes<T>(pool, shape, shape.nodes, [=, &shape](int64_t n, int c) {
-    V a[kMaxRows];
-    gather(in.density + n * shape.density_rows * shape.channels + c, shape.density_rows, shape.channels, a);
-    T* table = out + static_cast<int64_t>(in.species[n]) * shape.terms * shape.channels + c;
+void by_table(ffi::ThreadPool& pool, const Shape& shape, const Arrays& in, Real* out) {
+  std::fill(out, out + shape.elements * shape.terms * shape.channels, Real(0));
+  for_nodes(pool, shape, in, shape.nodes, [=, &shape](int64_t n, int c, const Vector* a, int64_t place) {
+    Real* table = out + place;
     for (const Run& run : shape.runs) {
-      const V g = V::load(in.gradient + (n * shape.rows + run.row) * shape.channels + c);
+      const Vector g = Vector::load(in.gradient + (n * shape.rows + run.row) * shape.channels + c);
       with_degree(run, [&](auto degree) {
         for (int t = run.first; t < run.last; ++t)
           add_to(table + static_cast<int64_t>(t) * shape.channels,
@@ -149,33 +140,29 @@ void by_table(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, T*
 }
 
 // Derivatives of sum_i cotangent_i d total / d density_i by the density, the table and the gradient.
-template <typename T>
-void second(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, T* out, T* out_table, T* out_gradient) {
-  using V = Vector<T>;
-  std::fill(out_table, out_table + shape.elements * shape.terms * shape.channels, T(0));
-  for_nodes<T>(pool, shape, shape.nodes, [=, &shape](int64_t n, int c) {
-    V a[kMaxRows], b[kMaxRows], sum[kMaxRows] = {}, rows[kMaxRows] = {};
-    gather(in.density + n * shape.density_rows * shape.channels + c, shape.density_rows, shape.channels, a);
+void second(ffi::ThreadPool& pool, const Shape& shape, const Arrays& in, Real* out, Real* out_table, Real* out_gradient) {
+  std::fill(out_table, out_table + shape.elements * shape.terms * shape.channels, Real(0));
+  for_nodes(pool, shape, in, shape.nodes, [=, &shape](int64_t n, int c, const Vector* a, int64_t place) {
+    Vector b[kMaxRows], sum[kMaxRows] = {}, rows[kMaxRows] = {};
     gather(in.cotangent + n * shape.density_rows * shape.channels + c, shape.density_rows, shape.channels, b);
-    const int64_t start = static_cast<int64_t>(in.species[n]) * shape.terms * shape.channels + c;
     for (const Run& run : shape.runs) {
-      const V g = V::load(in.gradient + (n * shape.rows + run.row) * shape.channels + c);
+      const Vector g = Vector::load(in.gradient + (n * shape.rows + run.row) * shape.channels + c);
       with_degree(run, [&](auto degree_tag) {
         constexpr int degree = decltype(degree_tag)::value;
-        V total = {};
+        Vector total = {};
         for (int t = run.first; t < run.last; ++t) {
-          const V weight = V::load(in.table + start + static_cast<int64_t>(t) * shape.channels);
-          const V scaled = g * weight;
+          const Vector weight = Vector::load(in.table + place + static_cast<int64_t>(t) * shape.channels);
+          const Vector scaled = g * weight;
           const int32_t* factors = shape.factors + 4 * t;
-          V along = {};  // derivative of the product along the cotangent
+          Vector along = {};  // derivative of the product along the cotangent
 #pragma GCC unroll 4
           for (int f = 0; f < degree; ++f) {
             along.add_product(b[factors[f]], product<degree>(a, factors, f));
-            V rest = {};  // and of the product without this factor
+            Vector rest = {};  // and of the product without this factor
 #pragma GCC unroll 4
             for (int h = 0; h < degree; ++h) {
               if (h == f) continue;
-              V others = b[factors[h]];
+              Vector others = b[factors[h]];
 #pragma GCC unroll 4
               for (int i = 0; i < degree; ++i)
                 if (i != f && i != h) others *= a[factors[i]];
@@ -183,7 +170,7 @@ void second(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& in, T* o
             }
             if constexpr (degree > 1) sum[factors[f]].add_product(scaled, rest);
           }
-          add_to(out_table + start + static_cast<int64_t>(t) * shape.channels, g * along);
+          add_to(out_table + place + static_cast<int64_t>(t) * shape.channels, g * along);
           total.add_product(weight, along);
         }
         rows[run.row] += total;
@@ -200,12 +187,11 @@ enum class Result : int64_t { kValues = 0, kDensity = 1, kTable = 2, kSecond = 3
 using AnyBuffer = ffi::AnyBuffer;
 
 // Arguments: species, density, then table (not for kTable), gradient (not for kValues) and cotangent (for kSecond).
-template <typename T>
 ffi::Error dispatch(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, Result result, Shape shape) {
   size_t next = 0;
   auto take = [&] { return *args.get<AnyBuffer>(next++); };
   auto result_buffer = [&](size_t i) -> AnyBuffer { return *(*rets.get<AnyBuffer>(i)); };
-  auto pointer = [](const AnyBuffer& buffer) { return reinterpret_cast<T*>(buffer.untyped_data()); };
+  auto pointer = [](const AnyBuffer& buffer) { return reinterpret_cast<Real*>(buffer.untyped_data()); };
   const AnyBuffer species = take(), density = take();
   const AnyBuffer table = result == Result::kTable ? result_buffer(0) : take();
   const AnyBuffer gradient = result == Result::kValues ? result_buffer(0) : take();
@@ -218,9 +204,9 @@ ffi::Error dispatch(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remainin
   shape.rows = static_cast<int>(gradient.dimensions()[1]);
   if (shape.density_rows >= kMaxRows || shape.rows > kMaxRows || shape.channels % kWidth)
     return ffi::Error::InvalidArgument("contraction: too many rows, or channels that do not fill vectors");
-  const Arrays<T> in{pointer(density), pointer(table), pointer(gradient), pointer(cotangent),
+  const Arrays in{pointer(density), pointer(table), pointer(gradient), pointer(cotangent),
                      reinterpret_cast<const int32_t*>(species.untyped_data())};
-  T* out = pointer(result_buffer(0));
+  Real* out = pointer(result_buffer(0));
   switch (result) {
     case Result::kValues:
       values(pool, shape, in, out);
@@ -244,7 +230,7 @@ ffi::Error contraction(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   Shape shape{};
   for (size_t i = 0; i + 4 <= runs.size(); i += 4) shape.runs.push_back({runs[i], runs[i + 1], runs[i + 2], runs[i + 3]});
   shape.factors = factors.begin();
-  return dispatch<Real>(pool, args, rets, static_cast<Result>(result), shape);
+  return dispatch(pool, args, rets, static_cast<Result>(result), shape);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ase_mlip.kernels.build import target
+from ase_mlip.kernels.build import call
 
 VALUES, DENSITY, TABLE, SECOND = range(4)  # known to contraction.cc
 MAX_DEGREE = 4
@@ -66,11 +66,8 @@ def contract(terms: Terms, density: jax.Array, table: jax.Array, species: jax.Ar
 def _call(
     terms: Terms, result: int, shapes: list[tuple[int, ...]], species: jax.Array, *arrays: jax.Array
 ) -> list[jax.Array]:
-    dtype = arrays[0].dtype
-    out = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    call = jax.ffi.ffi_call(target("contraction", dtype.name), out, vmap_method="sequential")
     constants = {"runs": np.array(terms.runs, np.int32), "factors": np.array(terms.factors, np.int32)}
-    return list(call(species, *arrays, result=np.int64(result), **constants))
+    return call("contraction", arrays[0].dtype, shapes, (species, *arrays), result=np.int64(result), **constants)
 
 
 def _forward(terms: Terms, density: jax.Array, table: jax.Array, species: jax.Array) -> tuple[jax.Array, Any]:

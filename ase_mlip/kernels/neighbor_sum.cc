@@ -31,51 +31,46 @@ struct Shape {
   std::vector<Path> paths;
 };
 
-template <typename T>
 struct Factors {
-  const T* weights;    // [nodes, slots, paths, channels], or the table [knots, paths, 2, channels]
-  const T* features;   // [nodes, feature_rows, channels]
-  const T* couplings;  // [nodes, slots, couplings]
-  const T* messages;   // [nodes, message_rows, channels]
+  const Real* weights;    // [nodes, slots, paths, channels], or the table [knots, paths, 2, channels]
+  const Real* features;   // [nodes, feature_rows, channels]
+  const Real* couplings;  // [nodes, slots, couplings]
+  const Real* messages;   // [nodes, message_rows, channels]
   const int32_t* neighbors;
   const bool* inside;
-  const T* distances;  // [nodes, slots], if the weights are a table
+  const Real* distances;  // [nodes, slots], if the weights are a table
   int64_t knots;
-  T spacing;
+  Real spacing;
 };
 
 // Where derivatives go; null if not wanted. That by the weights is by the distances if the weights are a table.
-template <typename T>
 struct Gradients {
-  T *weights, *features, *couplings;
+  Real *weights, *features, *couplings;
 };
 
 // A neighbour within the cutoff.
-template <typename T>
 struct Slot {
   int64_t edge;           // n * slots + k
-  const T* features;      // of the neighbour
-  const T* couplings;     // of the edge
+  const Real* features;      // of the neighbour
+  const Real* couplings;     // of the edge
   int64_t neighbor;
-  const T* knot;          // of the table
-  T value[4], slope[4];   // Hermite basis, and its derivative by the distance
-  const T* weights;       // [channels] of the present path
+  const Real* knot;          // of the table
+  Real value[4], slope[4];   // Hermite basis, and its derivative by the distance
+  const Real* weights;       // [channels] of the present path
 };
 
 // Weights of the present path for all neighbours of a node, and their slopes, [neighbours, channels].
-template <typename T>
 struct Weights {
-  std::vector<T> value, slope;
+  std::vector<Real> value, slope;
 };
 
-template <typename T>
-void find_knot(const Shape& shape, const Factors<T>& in, Slot<T>& slot) {
-  const T x = in.distances[slot.edge] / in.spacing;
+void find_knot(const Shape& shape, const Factors& in, Slot& slot) {
+  const Real x = in.distances[slot.edge] / in.spacing;
   const int64_t knot = std::min<int64_t>(std::max<int64_t>(static_cast<int64_t>(x), 0), in.knots - 2);
-  const T t = x - knot, u = 1 - t;
+  const Real t = x - knot, u = 1 - t;
   slot.knot = in.weights + knot * shape.paths.size() * 2 * shape.channels;
-  const T value[4] = {u * u * (1 + 2 * t), t * u * u, t * t * (3 - 2 * t), -t * t * u};
-  const T slope[4] = {-6 * t * u, u * (1 - 3 * t), 6 * t * u, t * (3 * t - 2)};
+  const Real value[4] = {u * u * (1 + 2 * t), t * u * u, t * t * (3 - 2 * t), -t * t * u};
+  const Real slope[4] = {-6 * t * u, u * (1 - 3 * t), 6 * t * u, t * (3 * t - 2)};
   for (int i = 0; i < 4; ++i) {
     slot.value[i] = value[i];
     slot.slope[i] = slope[i] / in.spacing;
@@ -83,12 +78,11 @@ void find_knot(const Shape& shape, const Factors<T>& in, Slot<T>& slot) {
 }
 
 // The neighbours of node n within the cutoff.
-template <typename T>
-void find_slots(const Shape& shape, const Factors<T>& in, int64_t n, std::vector<Slot<T>>& slots) {
+void find_slots(const Shape& shape, const Factors& in, int64_t n, std::vector<Slot>& slots) {
   slots.clear();
   for (int64_t edge = n * shape.slots; edge < (n + 1) * shape.slots; ++edge) {
     if (!in.inside[edge]) continue;
-    Slot<T> slot;
+    Slot slot;
     slot.edge = edge;
     slot.neighbor = in.neighbors[edge];
     slot.features = in.features + slot.neighbor * shape.feature_rows * shape.channels;
@@ -99,18 +93,16 @@ void find_slots(const Shape& shape, const Factors<T>& in, int64_t n, std::vector
 }
 
 // Weights, and slopes if not null, of all channels between two knots.
-template <typename T>
-inline void interpolate(const Slot<T>& slot, const T* first, const T* second, int channels, T* value, T* slope) {
-  using V = Vector<T>;
+inline void interpolate(const Slot& slot, const Real* first, const Real* second, int channels, Real* value, Real* slope) {
   for (int c = 0; c < channels; c += kWidth) {
-    const V corners[4] = {V::load(first + c), V::load(first + channels + c), V::load(second + c),
-                          V::load(second + channels + c)};
-    V sum = V::filled(0);
+    const Vector corners[4] = {Vector::load(first + c), Vector::load(first + channels + c), Vector::load(second + c),
+                          Vector::load(second + channels + c)};
+    Vector sum = Vector::filled(0);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) sum.add_product(slot.value[i], corners[i]);
     sum.store(value + c);
     if (!slope) continue;
-    V along = V::filled(0);
+    Vector along = Vector::filled(0);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) along.add_product(slot.slope[i], corners[i]);
     along.store(slope + c);
@@ -118,9 +110,8 @@ inline void interpolate(const Slot<T>& slot, const T* first, const T* second, in
 }
 
 // Points every slot to its weights of path p, which are interpolated if they come from a table.
-template <typename T>
-void place_weights(const Shape& shape, const Factors<T>& in, size_t p, bool slopes, std::vector<Slot<T>>& slots,
-                   Weights<T>& weights) {
+void place_weights(const Shape& shape, const Factors& in, size_t p, bool slopes, std::vector<Slot>& slots,
+                   Weights& weights) {
   const int channels = shape.channels;
   if (!in.distances) {
     for (auto& slot : slots) slot.weights = in.weights + (slot.edge * shape.paths.size() + p) * channels;
@@ -129,9 +120,9 @@ void place_weights(const Shape& shape, const Factors<T>& in, size_t p, bool slop
   weights.value.resize(slots.size() * channels);
   weights.slope.resize(slots.size() * channels);
   for (size_t i = 0; i < slots.size(); ++i) {
-    const T* first = slots[i].knot + p * 2 * channels;
-    const T* second = first + shape.paths.size() * 2 * channels;
-    T* slope = slopes ? weights.slope.data() + i * channels : nullptr;
+    const Real* first = slots[i].knot + p * 2 * channels;
+    const Real* second = first + shape.paths.size() * 2 * channels;
+    Real* slope = slopes ? weights.slope.data() + i * channels : nullptr;
     interpolate(slots[i], first, second, channels, weights.value.data() + i * channels, slope);
     slots[i].weights = weights.value.data() + i * channels;
   }
@@ -163,20 +154,19 @@ void with_sizes(const Path& path, Body&& body) {
 }
 
 // messages[(p,m),c] of one node and path: sum over k and a of weights features couplings.
-template <int kComponents, int kOutputs, typename T>
-void add_messages(const std::vector<Slot<T>>& slots, const Path& path, int channels, T* out) {
-  using V = Vector<T>;
+template <int kComponents, int kOutputs>
+void add_messages(const std::vector<Slot>& slots, const Path& path, int channels, Real* out) {
   for (int c = 0; c < channels; c += kWidth) {
-    V sum[kOutputs];
+    Vector sum[kOutputs];
 #pragma GCC unroll 8
-    for (int m = 0; m < kOutputs; ++m) sum[m] = V::filled(0);
+    for (int m = 0; m < kOutputs; ++m) sum[m] = Vector::filled(0);
     for (const auto& slot : slots) {
-      const T* features = slot.features + path.feature_row * channels + c;
-      const T* couplings = slot.couplings + path.coupling;
-      const V weight = V::load(slot.weights + c);
+      const Real* features = slot.features + path.feature_row * channels + c;
+      const Real* couplings = slot.couplings + path.coupling;
+      const Vector weight = Vector::load(slot.weights + c);
 #pragma GCC unroll 8
       for (int a = 0; a < kComponents; ++a) {
-        const V x = weight * V::load(features + a * channels);
+        const Vector x = weight * Vector::load(features + a * channels);
 #pragma GCC unroll 8
         for (int m = 0; m < kOutputs; ++m) sum[m].add_product(couplings[a * kOutputs + m], x);
       }
@@ -188,30 +178,29 @@ void add_messages(const std::vector<Slot<T>>& slots, const Path& path, int chann
 
 // Derivatives of one node and path by weights, [channels] at the pointers of `by_weight`, and by features, added at the
 // neighbours' rows of `by_feature`; both if not null.
-template <int kComponents, int kOutputs, typename T>
-void add_by_edges(const std::vector<Slot<T>>& slots, const Path& path, const Shape& shape, const T* messages,
-                  T* const* by_weight, T* by_feature) {
-  using V = Vector<T>;
+template <int kComponents, int kOutputs>
+void add_by_edges(const std::vector<Slot>& slots, const Path& path, const Shape& shape, const Real* messages,
+                  Real* const* by_weight, Real* by_feature) {
   const int channels = shape.channels;
   for (int c = 0; c < channels; c += kWidth) {
-    V row[kOutputs];
+    Vector row[kOutputs];
 #pragma GCC unroll 8
-    for (int m = 0; m < kOutputs; ++m) row[m] = V::load(messages + m * path.message_stride * channels + c);
+    for (int m = 0; m < kOutputs; ++m) row[m] = Vector::load(messages + m * path.message_stride * channels + c);
     for (size_t i = 0; i < slots.size(); ++i) {
       const auto& slot = slots[i];
-      const T* couplings = slot.couplings + path.coupling;
+      const Real* couplings = slot.couplings + path.coupling;
       const int64_t first = static_cast<int64_t>(path.feature_row) * channels + c;
-      T* to = by_feature ? by_feature + slot.neighbor * shape.feature_rows * channels + first : nullptr;
-      V sum = V::filled(0);
+      Real* to = by_feature ? by_feature + slot.neighbor * shape.feature_rows * channels + first : nullptr;
+      Vector sum = Vector::filled(0);
 #pragma GCC unroll 8
       for (int a = 0; a < kComponents; ++a) {
-        V pull = V::filled(0);
+        Vector pull = Vector::filled(0);
 #pragma GCC unroll 8
         for (int m = 0; m < kOutputs; ++m) pull.add_product(couplings[a * kOutputs + m], row[m]);
-        if (by_weight) sum.add_product(pull, V::load(slot.features + first + a * channels));
+        if (by_weight) sum.add_product(pull, Vector::load(slot.features + first + a * channels));
         if (by_feature) {
-          V total = V::load(to + a * channels);
-          total.add_product(pull, V::load(slot.weights + c));
+          Vector total = Vector::load(to + a * channels);
+          total.add_product(pull, Vector::load(slot.weights + c));
           total.store(to + a * channels);
         }
       }
@@ -221,39 +210,37 @@ void add_by_edges(const std::vector<Slot<T>>& slots, const Path& path, const Sha
 }
 
 // Derivatives of one node and path by couplings.
-template <int kComponents, int kOutputs, typename T>
-void add_by_couplings(const std::vector<Slot<T>>& slots, const Path& path, const Shape& shape, const T* messages, T* out) {
-  using V = Vector<T>;
+template <int kComponents, int kOutputs>
+void add_by_couplings(const std::vector<Slot>& slots, const Path& path, const Shape& shape, const Real* messages, Real* out) {
   const int channels = shape.channels;
   for (const auto& slot : slots) {
-    const T* features = slot.features + path.feature_row * channels;
+    const Real* features = slot.features + path.feature_row * channels;
     for (int a = 0; a < kComponents; ++a) {
-      V sum[kOutputs];
+      Vector sum[kOutputs];
   #pragma GCC unroll 8
-    for (int m = 0; m < kOutputs; ++m) sum[m] = V::filled(0);
+    for (int m = 0; m < kOutputs; ++m) sum[m] = Vector::filled(0);
       for (int c = 0; c < channels; c += kWidth) {
-        const V x = V::load(slot.weights + c) * V::load(features + a * channels + c);
+        const Vector x = Vector::load(slot.weights + c) * Vector::load(features + a * channels + c);
 #pragma GCC unroll 8
-        for (int m = 0; m < kOutputs; ++m) sum[m].add_product(x, V::load(messages + m * path.message_stride * channels + c));
+        for (int m = 0; m < kOutputs; ++m) sum[m].add_product(x, Vector::load(messages + m * path.message_stride * channels + c));
       }
-      T* to = out + slot.edge * shape.couplings + path.coupling + a * kOutputs;
+      Real* to = out + slot.edge * shape.couplings + path.coupling + a * kOutputs;
 #pragma GCC unroll 8
       for (int m = 0; m < kOutputs; ++m) to[m] = sum[m].sum();
     }
   }
 }
 
-template <typename T>
-void sum_messages(ffi::ThreadPool& pool, const Shape& shape, const Factors<T>& in, T* out) {
+void sum_messages(ffi::ThreadPool& pool, const Shape& shape, const Factors& in, Real* out) {
   parallel_for(pool, (shape.nodes + kNodeBlock - 1) / kNodeBlock, [=, &shape](int64_t task) {
-    std::vector<Slot<T>> slots;
-    Weights<T> weights;
+    std::vector<Slot> slots;
+    Weights weights;
     for (int64_t n = task * kNodeBlock; n < std::min(shape.nodes, (task + 1) * kNodeBlock); ++n) {
       find_slots(shape, in, n, slots);
       for (size_t p = 0; p < shape.paths.size(); ++p) {
         const Path& path = shape.paths[p];
         place_weights(shape, in, p, false, slots, weights);
-        T* to = out + (n * shape.message_rows + path.message_row) * shape.channels;
+        Real* to = out + (n * shape.message_rows + path.message_row) * shape.channels;
         with_sizes(path, [&](auto components, auto outputs) {
           add_messages<decltype(components)::value, decltype(outputs)::value>(slots, path, shape.channels, to);
         });
@@ -263,23 +250,21 @@ void sum_messages(ffi::ThreadPool& pool, const Shape& shape, const Factors<T>& i
 }
 
 // All wanted derivatives of one node; `by_feature` is the sum that this thread adds to.
-template <typename T>
-void add_gradients(const Shape& shape, const Factors<T>& in, const Gradients<T>& out, int64_t n, T* by_feature) {
-  using V = Vector<T>;
-  thread_local std::vector<Slot<T>> slots;
-  thread_local Weights<T> weights;
-  thread_local std::vector<T> scratch;
-  thread_local std::vector<T*> by_weight;
+void add_gradients(const Shape& shape, const Factors& in, const Gradients& out, int64_t n, Real* by_feature) {
+  thread_local std::vector<Slot> slots;
+  thread_local Weights weights;
+  thread_local std::vector<Real> scratch;
+  thread_local std::vector<Real*> by_weight;
   const int channels = shape.channels;
   const int64_t paths = shape.paths.size(), width = in.distances ? 1 : paths * channels;
   find_slots(shape, in, n, slots);
-  if (out.weights) std::fill_n(out.weights + n * shape.slots * width, shape.slots * width, T(0));
-  if (out.couplings) std::fill_n(out.couplings + n * shape.slots * shape.couplings, shape.slots * shape.couplings, T(0));
+  if (out.weights) std::fill_n(out.weights + n * shape.slots * width, shape.slots * width, Real(0));
+  if (out.couplings) std::fill_n(out.couplings + n * shape.slots * shape.couplings, shape.slots * shape.couplings, Real(0));
   scratch.resize(slots.size() * channels);
   by_weight.resize(slots.size());
   for (int64_t p = 0; p < paths; ++p) {
     const Path& path = shape.paths[p];
-    const T* messages = in.messages + (n * shape.message_rows + path.message_row) * channels;
+    const Real* messages = in.messages + (n * shape.message_rows + path.message_row) * channels;
     place_weights(shape, in, p, out.weights != nullptr, slots, weights);
     for (size_t i = 0; i < slots.size(); ++i)
       by_weight[i] = in.distances ? scratch.data() + i * channels : out.weights + (slots[i].edge * paths + p) * channels;
@@ -291,9 +276,9 @@ void add_gradients(const Shape& shape, const Factors<T>& in, const Gradients<T>&
     });
     if (!out.weights || !in.distances) continue;
     for (size_t i = 0; i < slots.size(); ++i) {
-      V sum = V::filled(0);
+      Vector sum = Vector::filled(0);
       for (int c = 0; c < channels; c += kWidth)
-        sum.add_product(V::load(by_weight[i] + c), V::load(weights.slope.data() + i * channels + c));
+        sum.add_product(Vector::load(by_weight[i] + c), Vector::load(weights.slope.data() + i * channels + c));
       out.weights[slots[i].edge] += sum.sum();
     }
   }
@@ -301,19 +286,18 @@ void add_gradients(const Shape& shape, const Factors<T>& in, const Gradients<T>&
 
 // Neighbours of different nodes are the same nodes: each part of the nodes has a sum of its own by features, added up in a
 // fixed order.
-template <typename T>
-void sum_gradients(ffi::ThreadPool& pool, const Shape& shape, const Factors<T>& in, const Gradients<T>& out) {
+void sum_gradients(ffi::ThreadPool& pool, const Shape& shape, const Factors& in, const Gradients& out) {
   const int64_t size = shape.nodes * shape.feature_rows * shape.channels;
   int64_t parts = (shape.nodes + kNodeBlock - 1) / kNodeBlock;
   if (out.features) {
-    const int64_t affordable = std::max<int64_t>(1, kMaxBytes / (size * sizeof(T)));
+    const int64_t affordable = std::max<int64_t>(1, kMaxBytes / (size * sizeof(Real)));
     parts = std::max<int64_t>(1, std::min({pool.num_threads(), parts, affordable}));
-    std::fill_n(out.features, size, T(0));
+    std::fill_n(out.features, size, Real(0));
   }
-  std::vector<T> buffers(out.features ? (parts - 1) * size : 0);
-  T* others = buffers.data();
+  std::vector<Real> buffers(out.features ? (parts - 1) * size : 0);
+  Real* others = buffers.data();
   parallel_for(pool, parts, [=, &shape](int64_t part) {
-    T* by_feature = !out.features ? nullptr : part == 0 ? out.features : others + (part - 1) * size;
+    Real* by_feature = !out.features ? nullptr : part == 0 ? out.features : others + (part - 1) * size;
     for (int64_t n = shape.nodes * part / parts; n < shape.nodes * (part + 1) / parts; ++n)
       add_gradients(shape, in, out, n, by_feature);
   });
@@ -330,32 +314,31 @@ enum Wanted { kWeights = 1, kFeatures = 2, kCouplings = 4, kMessages = 8 };
 // cutoff, and the distances if `spacing` is not zero, when the weights are a table. Results in the order of the factors.
 ffi::Error neighbor_sum(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t wanted,
                         ffi::Span<const int32_t> table, double spacing) {
-  using T = Real;
   size_t next_arg = 0, next_ret = 0;
   auto take = [&] { return *args.get<AnyBuffer>(next_arg++); };
   auto give = [&]() -> AnyBuffer { return *(*rets.get<AnyBuffer>(next_ret++)); };
-  auto data = [](const AnyBuffer& buffer) { return reinterpret_cast<T*>(buffer.untyped_data()); };
+  auto data = [](const AnyBuffer& buffer) { return reinterpret_cast<Real*>(buffer.untyped_data()); };
   const AnyBuffer weights = take(), features = take(), couplings = take();
   const AnyBuffer messages = wanted == kMessages ? give() : take();
   const AnyBuffer neighbors = take(), inside = take();
-  const T* distances = spacing > 0 ? data(take()) : nullptr;
+  const Real* distances = spacing > 0 ? data(take()) : nullptr;
   const auto e = couplings.dimensions(), f = features.dimensions();
   Shape shape{e[0], e[1], static_cast<int>(f[2]), static_cast<int>(f[1]), static_cast<int>(e[2]),
               static_cast<int>(messages.dimensions()[1]), {}};
   for (size_t i = 0; i + 6 <= table.size(); i += 6)
     shape.paths.push_back({table[i], table[i + 1], table[i + 2], table[i + 3], table[i + 4], table[i + 5]});
   if (shape.channels % kWidth) return ffi::Error::InvalidArgument("neighbor_sum: the channels do not fill vectors");
-  const Factors<T> in{data(weights), data(features), data(couplings), data(messages),
+  const Factors in{data(weights), data(features), data(couplings), data(messages),
                       reinterpret_cast<const int32_t*>(neighbors.untyped_data()),
                       reinterpret_cast<const bool*>(inside.untyped_data()), distances, weights.dimensions()[0],
-                      static_cast<T>(spacing)};
+                      static_cast<Real>(spacing)};
   if (wanted == kMessages) {
     sum_messages(pool, shape, in, data(messages));
   } else {
-    T* by_weight = wanted & kWeights ? data(give()) : nullptr;
-    T* by_feature = wanted & kFeatures ? data(give()) : nullptr;
-    T* by_coupling = wanted & kCouplings ? data(give()) : nullptr;
-    sum_gradients(pool, shape, in, Gradients<T>{by_weight, by_feature, by_coupling});
+    Real* by_weight = wanted & kWeights ? data(give()) : nullptr;
+    Real* by_feature = wanted & kFeatures ? data(give()) : nullptr;
+    Real* by_coupling = wanted & kCouplings ? data(give()) : nullptr;
+    sum_gradients(pool, shape, in, Gradients{by_weight, by_feature, by_coupling});
   }
   return ffi::Error::Success();
 }

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ase_mlip.kernels.build import target
+from ase_mlip.kernels.build import call
 
 Path = tuple[int, int, int]  # degrees of feature, edge and output
 EDGE_FACTORS = (0, 1, 2)  # weights, features, couplings: the factors that messages are made of
@@ -107,10 +107,8 @@ def sum_neighbors(
 
 
 def _call(layout: Layout, wanted: int, spacing: float, shapes: list[tuple[int, ...]], *arrays: Any) -> list[jax.Array]:
-    dtype = arrays[0].dtype
-    out = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    call = jax.ffi.ffi_call(target("neighbor_sum", dtype.name), out, vmap_method="sequential")
-    return list(call(*arrays, wanted=np.int64(wanted), paths=layout.table, spacing=np.float64(spacing)))
+    constants = {"wanted": np.int64(wanted), "paths": layout.table, "spacing": np.float64(spacing)}
+    return call("neighbor_sum", arrays[0].dtype, shapes, arrays, **constants)
 
 
 def _forward(layout: Layout, weights: Any, features: Any, couplings: Any, pairs: Pairs) -> tuple[jax.Array, Any]:

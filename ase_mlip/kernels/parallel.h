@@ -31,26 +31,25 @@ using Real = ASE_MLIP_REAL;
 // Neighbouring channels, 64 bytes of them in as many machine registers as that takes; the number of channels is a multiple.
 constexpr int kWidth = 64 / sizeof(Real);
 
-template <typename T>
 struct Vector {
-  typedef T Register __attribute__((vector_size(kVectorBytes)));
-  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-  static constexpr int kRegisters = 64 / kVectorBytes, kLanes = kVectorBytes / sizeof(T);
+  typedef Real Register __attribute__((vector_size(kVectorBytes)));
+  typedef Real Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(Real)), may_alias));
+  static constexpr int kRegisters = 64 / kVectorBytes, kLanes = kVectorBytes / sizeof(Real);
   Register registers[kRegisters];
 
-  static inline __attribute__((always_inline)) Vector load(const T* from) {
+  static inline __attribute__((always_inline)) Vector load(const Real* from) {
     Vector out;
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) out.registers[i] = *reinterpret_cast<const Unaligned*>(from + i * kLanes);
     return out;
   }
-  static inline __attribute__((always_inline)) Vector filled(T value) {
+  static inline __attribute__((always_inline)) Vector filled(Real value) {
     Vector out;
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) out.registers[i] = Register{} + value;
     return out;
   }
-  inline __attribute__((always_inline)) void store(T* to) const {
+  inline __attribute__((always_inline)) void store(Real* to) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) *reinterpret_cast<Unaligned*>(to + i * kLanes) = registers[i];
   }
@@ -59,7 +58,7 @@ struct Vector {
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) registers[i] += a.registers[i] * b.registers[i];
   }
-  inline __attribute__((always_inline)) void add_product(T a, const Vector& b) {
+  inline __attribute__((always_inline)) void add_product(Real a, const Vector& b) {
 #pragma GCC unroll 4
     for (int i = 0; i < kRegisters; ++i) registers[i] += a * b.registers[i];
   }
@@ -75,11 +74,11 @@ struct Vector {
     a *= b;
     return a;
   }
-  inline __attribute__((always_inline)) T sum() const {
+  inline __attribute__((always_inline)) Real sum() const {
     Register total = registers[0];
 #pragma GCC unroll 4
     for (int i = 1; i < kRegisters; ++i) total += registers[i];
-    T out = 0;
+    Real out = 0;
     for (int lane = 0; lane < kLanes; ++lane) out += total[lane];
     return out;
   }

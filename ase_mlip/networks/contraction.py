@@ -34,9 +34,15 @@ class SymmetricContraction(nn.Module):
     kernels: bool = False
 
     @nn.compact
-    def __call__(self, density: jax.Array, species: jax.Array) -> Features:
-        """[nodes, (l_max + 1)^2, channels] and one-hot [nodes, elements] -> features up to `l_out`."""
-        channels, elements = density.shape[-1], species.shape[-1]
+    def __call__(self, density: jax.Array, one_hot: jax.Array, species: jax.Array) -> Features:
+        """Features up to `l_out`.
+
+        Args:
+            density: [nodes, (l_max + 1)^2, channels].
+            one_hot: [nodes, elements], the element of each node.
+            species: [nodes], the same as an index.
+        """
+        channels, elements = density.shape[-1], one_hot.shape[-1]
         factors: list[np.ndarray] = []
         tables: list[jax.Array] = []  # [elements, terms, channels] for each component of the result
         sizes = []
@@ -51,16 +57,12 @@ class SymmetricContraction(nn.Module):
                 tables.append(jnp.einsum("zpc,pt->ztc", weights, coefficients))
             sizes.append(2 * ell + 1)
         if self.kernels:
-            row = (
-                jnp.argmax(species, axis=-1).astype(jnp.int32)
-                if self.by_element
-                else jnp.zeros(len(species), jnp.int32)
-            )
             terms = Terms.from_factors(factors, one=density.shape[1])
-            out = contract(terms, density, jnp.concatenate(tables, axis=1), row)
+            element = species if self.by_element else jnp.zeros_like(species)
+            out = contract(terms, density, jnp.concatenate(tables, axis=1), element)
         else:
             block = max(1, 1024 // channels)
-            out = map_node_blocks(partial(_contract, factors, tables, self.by_element), (density, species), block)
+            out = map_node_blocks(partial(_contract, factors, tables, self.by_element), (density, one_hot), block)
         return dict(enumerate(jnp.split(out, np.cumsum(sizes)[:-1], axis=1)))
 
 
@@ -68,12 +70,12 @@ def _contract(
     factors: list[np.ndarray], tables: list[jax.Array], by_element: bool, arrays: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
     """Components of the result, [nodes, components, channels]: for each the sum of its monomials."""
-    density, species = arrays
+    density, one_hot = arrays
     extended = jnp.concatenate([density, jnp.ones_like(density[:, :1])], axis=1)
     components = []
     for columns, table in zip(factors, tables, strict=True):
         products = reduce(operator.mul, (extended[:, column] for column in columns.T))
-        table = jnp.einsum("nz,ztc->ntc", species, table) if by_element else table
+        table = jnp.einsum("nz,ztc->ntc", one_hot, table) if by_element else table
         components.append(jnp.sum(products * table, axis=1))
     return jnp.stack(components, axis=1)
 

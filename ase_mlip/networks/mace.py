@@ -282,7 +282,8 @@ class MaceLayer(nn.Module):
             self.kernels is not None,
             name="contraction",
         )
-        products = contraction(jnp.concatenate([message[ell] for ell in range(config.l_max + 1)], axis=1), species)
+        density = jnp.concatenate([message[ell] for ell in range(config.l_max + 1)], axis=1)
+        products = contraction(density, species, edges.species)
         if config.gated_products:
             products = ElementGate(name="gate")(products, species)
         products = Linear(channels, name="linear_product")(products)

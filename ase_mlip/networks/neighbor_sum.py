@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -78,35 +77,32 @@ class NeighborSum(nn.Module):
         paths = coupling_paths(tuple(features), self.l_max)
         if self.kernels and self.kernels.knots:
             knots = self.param("knots", nn.initializers.zeros, (self.kernels.knots, len(paths), 2, channels))
-            weights: Weights = partial(_tabulated, self.kernels.spacing, knots, edges.distances)
-            return _sum_by_kernel(paths, self.l_max, features, weights, edges)
+            spacing, distances = self.kernels.spacing, edges.distances
+            return _sum_by_kernel(
+                paths, self.l_max, features, edges,
+                lambda layout, *rest: sum_tabulated(layout, spacing, knots, distances, *rest),
+            )  # fmt: skip
         radial = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(edges)
         if edges.pairs is not None:
             scales = PairScales(len(paths), channels, name="pair")(edges.pairs)
             pair = edges.species[edges.neighbors] * len(edges.pairs) + edges.species[:, None]
             radial = radial.scaled(scales, pair)
         if self.kernels:
-            return _sum_by_kernel(paths, self.l_max, features, partial(_stored, radial), edges)
+            return _sum_by_kernel(
+                paths, self.l_max, features, edges, lambda layout, *rest: sum_neighbors(layout, radial.stacked(), *rest)
+            )
         return _sum_by_formula(paths, self.l_max, features, radial, edges)
 
 
-Weights = Callable[[Layout, jax.Array, jax.Array, Pairs], jax.Array]  # what is left of the kernel's arguments
+Sum = Callable[[Layout, jax.Array, jax.Array, Pairs], jax.Array]  # of rows of features and couplings, weights known
 
 
-def _stored(radial: RadialWeights, layout: Layout, *arguments: Any) -> jax.Array:
-    return sum_neighbors(layout, radial.stacked(), *arguments)
-
-
-def _tabulated(spacing: float, knots: jax.Array, distances: jax.Array, layout: Layout, *arguments: Any) -> jax.Array:
-    return sum_tabulated(layout, spacing, knots, distances, *arguments)
-
-
-def _sum_by_kernel(paths: list[Path], l_max: int, features: Features, weights: Weights, edges: Edges) -> Features:
+def _sum_by_kernel(paths: list[Path], l_max: int, features: Features, edges: Edges, summed: Sum) -> Features:
     """All degrees at once, see `kernels.neighbor_sum`."""
     layout = Layout(tuple(paths), tuple(sorted(features)))
     couplings = edges.scaled_harmonics @ jnp.asarray(coupling_table(tuple(paths), l_max)[0], edges.harmonics.dtype)
     rows = jnp.concatenate([features[ell] for ell in layout.feature_degrees], axis=1)
-    return layout.split(weights(layout, rows, couplings, Pairs(edges.neighbors, edges.inside)))
+    return layout.split(summed(layout, rows, couplings, Pairs(edges.neighbors, edges.inside)))
 
 
 def _sum_by_formula(paths: list[Path], l_max: int, features: Features, radial: RadialWeights, edges: Edges) -> Features:

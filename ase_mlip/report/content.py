@@ -196,13 +196,19 @@ def installed_versions() -> dict[str, str]:
     """Versions of the packages that decide the numbers, of Python, and the device."""
     import platform
 
+    found = {name.replace("-", "_"): number for name, number in package_versions(PACKAGES).items()}
+    return {**found, "python": platform.python_version(), "device": jax.devices()[0].device_kind}
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of those that are installed as packages."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
-            found[name.replace("-", "_")] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {**found, "python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    return found
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,41 +10,23 @@ import os
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn's constants, which torch refuses otherwise
 
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
-import numpy as np
+sys.path.append(str(Path(__file__).parents[1]))
+
 import torch
-from e3nn import o3
 from mace import data, modules, tools
 from mace.tools.train import take_step
+from mace_torch_network import build_network
 from shared import CUTOFF, EMA, LEARNING_RATE, Task, parser, processors, read_task, time_steps
 from torch_ema import ExponentialMovingAverage
 
 
 def make_model(task: Task) -> torch.nn.Module:
     """The network, with random parameters."""
-    block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-    return modules.ScaleShiftMACE(
-        r_max=CUTOFF,
-        num_bessel=8,
-        num_polynomial_cutoff=5,
-        radial_type="bessel",
-        radial_MLP=[64, 64, 64],
-        max_ell=3,
-        correlation=3,
-        num_interactions=2,
-        interaction_cls=block,
-        interaction_cls_first=block,
-        hidden_irreps=o3.Irreps(f"{task.channels}x0e + {task.channels}x1o"),
-        MLP_irreps=o3.Irreps("16x0e"),
-        gate=torch.nn.functional.silu,
-        num_elements=len(task.elements),
-        atomic_numbers=task.elements,
-        atomic_energies=np.array([task.atomic_energies[number] for number in task.elements]),
-        avg_num_neighbors=task.neighbors,
-        atomic_inter_scale=task.force_scale,
-        atomic_inter_shift=0.0,
-    )
+    return build_network(task.channels, 1, CUTOFF, task.atomic_energies, task.neighbors, task.force_scale)
 
 
 def make_batches(task: Task) -> list:
