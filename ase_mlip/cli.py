@@ -72,6 +72,7 @@ def train(
     from ase_mlip.evaluate import LossWeights
     from ase_mlip.from_scratch import train_from_scratch
     from ase_mlip.networks.mace import MaceConfig
+    from ase_mlip.repulsion import Repulsion
     from ase_mlip.training import TrainSettings
 
     widths = tuple(int(width) for width in radial_mlp.split(","))
@@ -82,7 +83,7 @@ def train(
         0.1 if valid is None else valid,
         config=config,
         cutoff=cutoff,
-        repulsion=repulsion,
+        repulsion=Repulsion() if repulsion else None,
         output=output,
         keys=LabelKeys(energy_key, forces_key, stress_key),
         learning_rate=learning_rate,

@@ -36,14 +36,15 @@ def describe_dataset(frames: Sequence[ase.Atoms], cutoff: float, keys: LabelKeys
     """Fit the constants a network is built around, in one pass over the frames.
 
     E0 of an element is the energy of its isolated atom where every element has a one-atom frame, and the least-squares
-    fit of energies to compositions (minimum norm) otherwise; the shift is the mean of what remains per atom, the scale
-    the root mean square force component. Neighbours are counted in all frames, or in `COUNTED` of them spread evenly
-    over the data if there are more.
+    fit of energies to compositions (minimum norm) otherwise; the shift is the median of what remains per atom. The
+    scale is the standard deviation of normally distributed force components with the same mean magnitude: neither
+    follows a few frames of two atoms pushed together. Neighbours are counted in all frames, or in `COUNTED` of them
+    spread evenly over the data if there are more.
     """
     isolated: dict[int, float] = {}
     elements: set[int] = set()
     molecules: list[tuple[Counter[int], float]] = []
-    squares = components = edges = centers = 0.0
+    magnitudes = components = edges = centers = 0.0
     every = -(-len(frames) // COUNTED)
     for number, atoms in enumerate(frames):
         labels, composition = read_labels(atoms, keys), Counter(atoms.numbers.tolist())
@@ -53,20 +54,20 @@ def describe_dataset(frames: Sequence[ase.Atoms], cutoff: float, keys: LabelKeys
         elif "energy" in labels and len(atoms):
             molecules.append((composition, float(labels["energy"])))
         if "forces" in labels:
-            squares += float(np.sum(labels["forces"] ** 2))
+            magnitudes += float(np.sum(np.abs(labels["forces"])))
             components += labels["forces"].size
         if number % every == 0:
             edges += len(find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)[0])
             centers += len(atoms)
     reference, shift = _fit_energies(sorted(elements), isolated, molecules)
-    scale = float(np.sqrt(squares / components)) if components else 1.0
+    scale = float(np.sqrt(np.pi / 2) * magnitudes / components) if components else 1.0
     return DatasetInfo.create(reference, cutoff, max(edges / max(centers, 1.0), 1.0), scale or 1.0, shift, name)
 
 
 def _fit_energies(
     elements: list[int], isolated: dict[int, float], molecules: list[tuple[Counter[int], float]]
 ) -> tuple[dict[int, float], float]:
-    """E0 of each element and the mean energy per atom that is left, eV."""
+    """E0 of each element and the median energy per atom that is left, eV."""
     complete = set(isolated) == set(elements)
     if not molecules:
         return isolated if complete else dict.fromkeys(elements, 0.0), 0.0
@@ -74,7 +75,7 @@ def _fit_energies(
     energies = np.array([energy for _, energy in molecules])
     if complete:
         rest = energies - counts @ np.array([isolated[z] for z in elements])
-        return isolated, float(np.mean(rest / counts.sum(axis=1)))
+        return isolated, float(np.median(rest / counts.sum(axis=1)))
     solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
     return dict(zip(elements, solution.tolist(), strict=True)), 0.0
 
@@ -85,7 +86,7 @@ def train_from_scratch(
     *,
     config: MaceConfig | None = None,
     cutoff: float = 5.0,
-    repulsion: bool = False,
+    repulsion: Repulsion | None = None,
     output: str | os.PathLike[str] | None = None,
     keys: LabelKeys | None = None,
     learning_rate: float = 1e-2,
@@ -101,8 +102,8 @@ def train_from_scratch(
         valid: validation frames, or the share of `train_set` to draw at random for it.
         config: shape of the network.
         cutoff: largest neighbour distance, Angstrom.
-        repulsion: add the screened repulsion of the nuclei (`repulsion.Repulsion`), which keeps atoms apart where the
-            data are silent; the network learns the rest.
+        repulsion: constants of a screened repulsion of the nuclei, which keeps atoms apart where the data are silent;
+            the network learns the rest. None: no repulsion.
         output: model file to write; a report with plots is written beside it.
         keys: where the labels are; by default in the attached calculator.
         learning_rate: peak of the cosine schedule.
@@ -119,9 +120,9 @@ def train_from_scratch(
     keys, settings = keys or LabelKeys(), settings or TrainSettings()
     frames, valid_frames = read_split(train_set, valid, keys, settings.loss.wanted, settings.seed, log)
     info = describe_dataset(frames, cutoff, keys)
-    if repulsion:
+    if repulsion is not None:
         heads = [replace(head, repulsion=1.0) for head in info.heads]
-        info = replace(info, heads=tuple(heads), repulsion=Repulsion())
+        info = replace(info, heads=tuple(heads), repulsion=repulsion)
     start = ForceField.from_mlip_network(Mace(config or MaceConfig(), info), seed=settings.seed)
     start = replace(start, provenance=dict(provenance or {}))
     log(f"Mace with {start.num_params:,} parameters; {info.avg_num_neighbors:.1f} neighbours on average")

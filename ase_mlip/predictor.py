@@ -155,12 +155,18 @@ class Predictor:
         """Prediction without the reference energies E0: what depends on positions. Pure; use inside your own jit.
 
         E0 can be a million times the interaction energy; adding it on the host in float64 keeps float32 sums exact.
+        Matrix products are float32 proper: a GPU would by default keep ten bits of their factors (TF32), cell vectors
+        included.
 
         Args:
             params: the network's parameters.
             graph: padded or not, of any number of structures.
             per_head: also fill `head_energies`.
         """
+        with jax.default_matmul_precision("float32"):
+            return self._interaction(params, graph, per_head)
+
+    def _interaction(self, params: Params, graph: Graph, per_head: bool) -> Prediction:
         graph = jax.tree.map(jnp.asarray, graph)
         info, dtype = self.network.dataset_info, graph.positions.dtype
         scale = jnp.asarray([head.scale for head in self.heads], dtype)

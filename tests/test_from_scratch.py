@@ -77,7 +77,7 @@ def test_scale_and_neighbors(most: int, monkeypatch: pytest.MonkeyPatch) -> None
     frames = toy_frames(7)
     info = describe_dataset(OncePassed(frames), CUTOFF, LabelKeys())
     forces = np.concatenate([atoms.calc.results["forces"].ravel() for atoms in frames])
-    assert info.heads[0].scale == pytest.approx(np.sqrt(np.mean(forces**2)))
+    assert info.heads[0].scale == pytest.approx(np.sqrt(np.pi / 2) * np.mean(np.abs(forces)))
     counted = frames if most > 7 else [frames[0], frames[3], frames[6]]
     pairs = sum(len(neighbor_list("i", atoms, CUTOFF)) for atoms in counted)
     assert info.avg_num_neighbors == pytest.approx(pairs / sum(map(len, counted)))
