@@ -16,7 +16,8 @@ from rdkit import Chem
 from rdkit.Chem import AllChem
 from tblite.ase import TBLite
 
-MAX_FORCE = 60.0  # eV/Angstrom, frames above are dropped, but for the walls of diatomics
+MAX_FORCE = 60.0  # eV/Angstrom, frames above are dropped, but for diatomics
+MAX_PAIR_FORCE = 500.0  # eV/Angstrom, the same for training on diatomics: the wall that a network must learn
 DISSOCIATED_FORCE = 0.003  # eV/Angstrom, limit where the SCF of another multiplicity failed: the curve may jump there
 MIN_CONTACT = 0.35  # Angstrom, geometries with closer atoms are not computed, but for diatomics
 DECIMALS = 5  # of the positions: the rounded geometry is the one that is labelled

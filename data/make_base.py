@@ -23,13 +23,13 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
-from base_geometry import MAX_FORCE, single_point, spin_states
+from base_geometry import MAX_FORCE, MAX_PAIR_FORCE, single_point, spin_states
 from base_molecules import ELEMENTS, FORBIDDEN, check_lists
 from base_tasks import Task, all_tasks
 from rdkit import RDLogger
 
 DUPLICATE = 0.02  # Angstrom, root mean square difference of all distances below which a frame is dropped
-WALLS = "walls"  # file of the diatomic frames above the force limit, for tests of the repulsion
+WALLS = "walls"  # file of the frames above the force limit, diatomics all, for tests of the repulsion
 
 
 def finish(task: Task, work: Path) -> str:
@@ -86,8 +86,12 @@ def gather(work: Path) -> dict[str, list[Atoms]]:
         if task.path(work).exists():
             for frame in ase.io.iread(task.path(work), index=":"):
                 frame.info["smiles"] = task.smiles
-                steep = np.linalg.norm(frame.get_forces(), axis=1).max() > MAX_FORCE
-                splits[WALLS if steep else task.split].append(frame)
+                steepest = np.linalg.norm(frame.get_forces(), axis=1).max()
+                limit = MAX_PAIR_FORCE if frame.info["config_type"] == "diatomic" else MAX_FORCE
+                if steepest <= limit:
+                    splits[task.split].append(frame)
+                if steepest > MAX_FORCE:
+                    splits[WALLS].append(frame)
     for name, frames in splits.items():
         kept = distinct(frames)
         order = np.random.default_rng(2).permutation(len(kept))
