@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ase_mlip.calculator import MLIPCalculator
-    from ase_mlip.config import FineTuneConfig
+    from ase_mlip.config import FineTuneConfig, TrainConfig
     from ase_mlip.contract import check_contract
     from ase_mlip.convert import convert_model
     from ase_mlip.dataset import LabelKeys
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "calculator": ("MLIPCalculator",),
-    "config": ("FineTuneConfig",),
+    "config": ("FineTuneConfig", "TrainConfig"),
     "contract": ("check_contract",),
     "convert": ("convert_model",),
     "dataset": ("LabelKeys",),
@@ -72,6 +72,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "RelaxResult",
+    "TrainConfig",
     "TrainSettings",
     "check_contract",
     "convert_model",

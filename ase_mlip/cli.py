@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ase_mlip.config import FineTuneConfig, TrainConfig
+from ase_mlip.options import Options, alternatives, is_list
+
+Config = TypeVar("Config", bound=Options)
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
-Train = Annotated[str, typer.Argument(help="training frames: any file that ASE reads, or FILE@INDEX")]
-Valid = Annotated[str | None, typer.Option(help="validation frames; default: a tenth of the training frames")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="model file to write")]
 EnergyKey = Annotated[str | None, typer.Option(help="key of the energy in info; default: the attached calculator's")]
 ForcesKey = Annotated[str | None, typer.Option(help="key of the forces in arrays")]
 StressKey = Annotated[str | None, typer.Option(help="key of the stress in info")]
-EnergyWeight = Annotated[float, typer.Option(help="loss weight of energies per atom; 0 trains without them")]
-ForcesWeight = Annotated[float, typer.Option(help="loss weight of forces; 0 trains without them")]
-StressWeight = Annotated[float, typer.Option(help="loss weight of stresses; 0 trains without them")]
-Folder = Annotated[Path | None, typer.Option(help="folder of checkpoints; the same call again resumes")]
-Seed = Annotated[int, typer.Option(help="seed of everything random")]
 
 
 @app.command()
@@ -37,78 +34,31 @@ def demo(
     run_demo(folder, steps, epochs, log=typer.echo)
 
 
-@app.command()
-def train(
-    train_set: Train,
-    output: Output,
-    valid: Valid = None,
-    channels: Annotated[int, typer.Option(help="feature channels")] = 64,
-    layers: Annotated[int, typer.Option(help="message-passing layers")] = 2,
-    l_max: Annotated[int, typer.Option(help="degree of the spherical harmonics")] = 3,
-    hidden_l_max: Annotated[int, typer.Option(help="degree of the features between layers")] = 1,
-    correlation: Annotated[int, typer.Option(help="correlation order, 1 to 4")] = 3,
-    radial_mlp: Annotated[str, typer.Option(help="hidden widths of the radial network")] = "64,64,64",
-    cutoff: Annotated[float, typer.Option(help="Angstrom")] = 5.0,
-    repulsion: Annotated[bool, typer.Option(help="add the screened repulsion of the nuclei (ZBL)")] = False,
-    epochs: Annotated[int, typer.Option(min=0)] = 100,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    max_shapes: Annotated[int, typer.Option(min=1, help="pad shapes, at most; more waste less and compile longer")] = 4,
-    learning_rate: Annotated[float, typer.Option()] = 1e-2,
-    ema: Annotated[float, typer.Option(help="decay of the parameters' moving average")] = 0.99,
-    energy_weight: EnergyWeight = 100.0,
-    forces_weight: ForcesWeight = 1.0,
-    stress_weight: StressWeight = 0.0,
-    huber_delta: Annotated[float, typer.Option(help="errors beyond it count linearly, eV units")] = 1.0,
-    energy_key: EnergyKey = None,
-    forces_key: ForcesKey = None,
-    stress_key: StressKey = None,
-    name: Annotated[str | None, typer.Option(help="a name and level of theory to keep in the file")] = None,
-    licence: Annotated[str | None, typer.Option(help="licence of the weights to keep in the file")] = None,
-    folder: Folder = None,
-    seed: Seed = 0,
-) -> None:
-    """Train a MACE from scratch."""
-    from ase_mlip.dataset import LabelKeys
-    from ase_mlip.evaluate import LossWeights
+def _train(train_set: str | None, config: Path | None, **given: Any) -> None:
+    """Train a MACE from scratch; every option is a field of `ase_mlip.TrainConfig`."""
     from ase_mlip.from_scratch import train_from_scratch
-    from ase_mlip.networks.mace import MaceConfig
-    from ase_mlip.repulsion import Repulsion
-    from ase_mlip.training import TrainSettings
 
-    widths = tuple(int(width) for width in radial_mlp.split(","))
-    config = MaceConfig(channels, layers, l_max, hidden_l_max, correlation, radial_mlp=widths)
-    loss = LossWeights(energy_weight, forces_weight, stress_weight, huber_delta)
-    result = train_from_scratch(
-        train_set,
-        0.1 if valid is None else valid,
-        config=config,
-        cutoff=cutoff,
-        repulsion=Repulsion() if repulsion else None,
-        output=output,
-        keys=LabelKeys(energy_key, forces_key, stress_key),
-        learning_rate=learning_rate,
-        settings=TrainSettings(epochs, batch_size, ema, loss, max_shapes=max_shapes, seed=seed),
-        provenance={
-            key: value
-            for key, value in (("training_data", Path(train_set).name), ("name", name), ("licence", licence))
-            if value
-        },
-        folder=folder,
-        log=typer.echo,
-    )
-    typer.echo(f"kept epoch {result.best['epoch']}; wrote {output}")
+    whole = _changed(TrainConfig, config, train_set, given)
+    if whole.output is None:
+        raise ValueError("--output: give the model file to write")
+    result = train_from_scratch(config=whole, log=typer.echo)
+    typer.echo(f"kept epoch {result.best['epoch']}; wrote {whole.output}")
 
 
-def _finetune(
-    base: str | None,
-    train_set: str | None,
-    config: Path | None,
-    **given: Any,
-) -> None:
+def _finetune(base: str | None, train_set: str | None, config: Path | None, **given: Any) -> None:
     """Fine-tune a model on labelled structures; every option is a field of `ase_mlip.FineTuneConfig`."""
-    from ase_mlip.config import FineTuneConfig
     from ase_mlip.finetune import fine_tune
 
+    whole = _changed(FineTuneConfig, config, train_set, {**given, "base": base})
+    if whole.output is None and not whole.dry_run:
+        raise ValueError("--output: give the model file to write (or --dry-run to write none)")
+    fine_tune(config=whole, log=typer.echo)
+    if not whole.dry_run:
+        typer.echo(f"wrote {whole.output}")
+
+
+def _changed(kind: type[Config], config: Path | None, train_set: str | None, given: Mapping[str, Any]) -> Config:
+    """The options of a YAML file, or the defaults, and those given besides."""
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in ("train", "valid"):
         if name in chosen:
@@ -117,17 +67,10 @@ def _finetune(
         if "train" in chosen:
             raise ValueError("give the training frames as an argument or by --train, not both")
         chosen["train"] = train_set
-    if "freeze" in chosen:
-        chosen["freeze"] = tuple(chosen["freeze"].split(","))
-    if base is not None:
-        chosen["base"] = base
-    start = FineTuneConfig() if config is None else FineTuneConfig.load(config)
-    whole = start.changed(chosen)
-    if whole.output is None and not whole.dry_run:
-        raise ValueError("--output: give the model file to write (or --dry-run to write none)")
-    fine_tune(config=whole, log=typer.echo)
-    if not whole.dry_run:
-        typer.echo(f"wrote {whole.output}")
+    for name in chosen:
+        if is_list(kind.types()[name]):
+            chosen[name] = kind.parse(name, chosen[name])
+    return (kind() if config is None else kind.load(config)).changed(chosen)
 
 
 def _sources(given: list[str]) -> Any:
@@ -144,10 +87,8 @@ def _sources(given: list[str]) -> Any:
     return dict(pairs)
 
 
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give the command one option for each field of the configuration."""
-    from ase_mlip.config import options
-
+def _with_options(command: Callable[..., None], configuration: type[Options]) -> Callable[..., None]:
+    """Give the command one option for each field of its configuration."""
     arguments = {
         "base": Annotated[str | None, typer.Argument(help="model file or the name of a model, such as default")],
         "train_set": Annotated[str | None, typer.Argument(help="training frames: any file that ASE reads, FILE@INDEX")],
@@ -155,11 +96,15 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
             Path | None, typer.Option(help="YAML file of options; those given besides replace its own")
         ],
     }
-    for name, kind, default, text in options():
+    if "base" not in configuration.types():
+        del arguments["base"]
+    for name, kind, default, text in configuration.options():
         if name == "base":
             continue
-        plain: Any = next((t for t in (bool, int, float) if t in (kind, *get_args(kind))), str)
+        plain: Any = next((t for t in (bool, int, float) if t in alternatives(kind)), str)
         kind = list[str] | None if name in ("train", "valid") else plain | None
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
         shown = "" if default is None or isinstance(default, bool) else f" [default: {default}]"
         flags = ("--output", "-o") if name == "output" else ()
         arguments[name] = Annotated[kind, typer.Option(*flags, help=text + shown, show_default=False)]  # type: ignore[valid-type]
@@ -170,7 +115,8 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-app.command("finetune")(_with_options(_finetune))
+app.command("train")(_with_options(_train, TrainConfig))
+app.command("finetune")(_with_options(_finetune, FineTuneConfig))
 
 
 @app.command()

@@ -1,32 +1,61 @@
-"""Every choice of a fine-tuning in one frozen dataclass: what Python, the command line and a YAML file share."""
+"""Every choice of a training, and of a fine-tuning, in one frozen dataclass each."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import yaml
-
+from ase_mlip.options import Options
 from ase_mlip.presets import METHODS, Method
 
 if TYPE_CHECKING:  # the command line lists the options without loading JAX
     from ase_mlip.dataset import LabelKeys
     from ase_mlip.evaluate import LossWeights
+    from ase_mlip.networks.mace import MaceConfig
+    from ase_mlip.repulsion import Repulsion
+    from ase_mlip.training import TrainSettings
 
 E0_CHOICES = ("estimated", "isolated", "keep")
 REPLAY_LABELS = ("model", "file")
 
 
+class Labelled(Options):
+    """Options with the names of the labels and their weights in the loss."""
+
+    if TYPE_CHECKING:
+        energy_key: str | None
+        forces_key: str | None
+        stress_key: str | None
+        energy_weight: float
+        forces_weight: float
+        stress_weight: float
+        huber_delta: float
+
+    @property
+    def keys(self) -> LabelKeys:
+        """Where the labels are."""
+        from ase_mlip.dataset import LabelKeys
+
+        return LabelKeys(self.energy_key, self.forces_key, self.stress_key)
+
+    @property
+    def loss(self) -> LossWeights:
+        """The loss."""
+        from ase_mlip.evaluate import LossWeights
+
+        return LossWeights(self.energy_weight, self.forces_weight, self.stress_weight, self.huber_delta)
+
+
 @dataclass(frozen=True)
-class FineTuneConfig:
+class FineTuneConfig(Labelled):
     """How to fine-tune. None means the method's usual value, or none at all where the text says so.
 
     Sources of data (`train`, `valid`, `replay`) are files in any format that ASE reads, `FILE@INDEX`, or, from Python,
     lists of Atoms; then the configuration cannot be written to a file.
     """
+
+    SOURCES: ClassVar[tuple[str, ...]] = ("base", "train", "valid", "replay")
 
     base: Annotated[Any, "pretrained model: a file, or the name of a shipped or published one"] = "default"
     train: Annotated[Any, "training frames; several levels as LEVEL=FILE each"] = None
@@ -103,83 +132,106 @@ class FineTuneConfig:
         names = [f.name for f in fields(Method)]
         return replace(METHODS[self.method], **{n: v for n in names if (v := getattr(self, n)) is not None})
 
+
+@dataclass(frozen=True)
+class TrainConfig(Labelled):
+    """How to train a MACE from random parameters, or from a model's (`start`), which then has the shape.
+
+    `train` and `valid` are files in any format that ASE reads, `FILE@INDEX`, or, from Python, lists of Atoms; then the
+    configuration cannot be written to a file.
+    """
+
+    SOURCES: ClassVar[tuple[str, ...]] = ("train", "valid", "start")
+    SHAPE: ClassVar[tuple[str, ...]] = (
+        "channels", "layers", "l_max", "hidden_l_max", "correlation", "radial_mlp", "cutoff", "repulsion",
+    )  # fmt: skip
+    CONSTANTS: ClassVar[tuple[str, ...]] = ("repulsion_prefactor", "repulsion_exponent", "repulsion_order")
+
+    train: Annotated[Any, "training frames"] = None
+    valid: Annotated[Any, "validation frames, or the share of the training frames drawn for it"] = 0.1
+    output: Annotated[str | None, "model file to write; plots and the report go beside it"] = None
+    folder: Annotated[str | None, "folder of checkpoints; the same call again goes on from there"] = None
+    start: Annotated[Any, "model to go on from, with its shape and constants; None: random parameters"] = None
+    channels: Annotated[int, "feature channels"] = 64
+    layers: Annotated[int, "message-passing layers"] = 2
+    l_max: Annotated[int, "degree of the spherical harmonics"] = 3
+    hidden_l_max: Annotated[int, "degree of the features between layers"] = 1
+    correlation: Annotated[int, "correlation order, 1 to 4"] = 3
+    radial_mlp: Annotated[tuple[int, ...], "hidden widths of the radial network"] = (64, 64, 64)
+    cutoff: Annotated[float, "largest neighbour distance, Angstrom"] = 5.0
+    repulsion: Annotated[bool, "add the screened repulsion of the nuclei (ZBL)"] = False
+    repulsion_prefactor: Annotated[float | None, "of its screening length; None: as published"] = None
+    repulsion_exponent: Annotated[float | None, "of the charges in its screening length; None: as published"] = None
+    repulsion_order: Annotated[int | None, "p of the polynomial that ends it; None: 6"] = None
+    energy_key: Annotated[str | None, "key of the energy in info; None: the attached calculator's"] = None
+    forces_key: Annotated[str | None, "key of the forces in arrays; None: the attached calculator's"] = None
+    stress_key: Annotated[str | None, "key of the stress in info; None: the attached calculator's"] = None
+    skip_bad_frames: Annotated[bool, "leave out frames with labels that cannot be true, instead of stopping"] = False
+    energy_weight: Annotated[float, "loss weight of energies per atom; 0 trains without them"] = 100.0
+    forces_weight: Annotated[float, "loss weight of forces; 0 trains without them"] = 1.0
+    stress_weight: Annotated[float, "loss weight of stresses; 0 trains without them"] = 0.0
+    huber_delta: Annotated[float, "errors beyond it count linearly, eV units"] = 1.0
+    epochs: Annotated[int, "passes over the data"] = 100
+    batch_size: Annotated[int, "structures in a batch"] = 8
+    max_shapes: Annotated[int, "pad shapes, at most; more waste less and compile longer"] = 4
+    learning_rate: Annotated[float, "peak of the cosine schedule"] = 1e-2
+    clip: Annotated[float, "largest norm of the gradient"] = 10.0
+    ema: Annotated[float, "decay of the moving average that is kept"] = 0.99
+    eval_every: Annotated[int, "epochs between evaluations, which are also checkpoints"] = 1
+    patience: Annotated[int | None, "evaluations without a better one that end the training; None: all epochs"] = None
+    max_minutes: Annotated[float | None, "wall time that ends the training; None: no limit"] = None
+    seed: Annotated[int, "of everything random"] = 0
+    name: Annotated[str | None, "a name and level of theory to keep in the file"] = None
+    licence: Annotated[str | None, "licence of the weights to keep in the file"] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radial_mlp", tuple(self.radial_mlp))
+        if isinstance(self.train, Mapping) or isinstance(self.valid, Mapping):
+            raise ValueError("a training has one level: give one file; several levels (LEVEL=FILE) belong to finetune")
+        given = [name for name in self.CONSTANTS if getattr(self, name) is not None]
+        if given and not self.repulsion:
+            raise ValueError(f"{given[0]} has no effect without repulsion=True (--repulsion)")
+        if self.start is not None:
+            defaults = {name: default for name, _, default, _ in self.options()}
+            shape = [name for name in self.SHAPE if getattr(self, name) != defaults[name]]
+            if shape:
+                raise ValueError(f"{shape[0]} has no effect with start: the model that it names has its own")
+
     @property
-    def keys(self) -> LabelKeys:
-        """Where the labels are."""
-        from ase_mlip.dataset import LabelKeys
+    def network(self) -> MaceConfig:
+        """The shape of the network."""
+        from ase_mlip.networks.mace import MaceConfig
 
-        return LabelKeys(self.energy_key, self.forces_key, self.stress_key)
+        return MaceConfig(
+            self.channels, self.layers, self.l_max, self.hidden_l_max, self.correlation, radial_mlp=self.radial_mlp
+        )
 
     @property
-    def loss(self) -> LossWeights:
-        """The loss."""
-        from ase_mlip.evaluate import LossWeights
+    def pair_repulsion(self) -> Repulsion | None:
+        """The repulsion, the published constants where no others are given."""
+        from ase_mlip.repulsion import Repulsion
 
-        return LossWeights(self.energy_weight, self.forces_weight, self.stress_weight, self.huber_delta)
+        if not self.repulsion:
+            return None
+        given = {name.removeprefix("repulsion_"): getattr(self, name) for name in self.CONSTANTS}
+        return Repulsion(**{name: value for name, value in given.items() if value is not None})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that says what was asked for; frames that came from no file are described by their number."""
-        sources = {name: _describe_source(getattr(self, name)) for name in ("base", "train", "valid", "replay")}
-        plain = {f.name: getattr(self, f.name) for f in fields(self)} | sources
-        plain["freeze"] = None if self.freeze is None else list(self.freeze)
-        return plain
+    @property
+    def settings(self) -> TrainSettings:
+        """Of the training loop."""
+        from ase_mlip.training import TrainSettings
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a YAML file that `load` reads and `ase-mlip finetune --config` runs.
-
-        Raises:
-            ValueError: frames that came from no file.
-        """
-        plain = self.to_dict()
-        for name in ("base", "train", "valid", "replay"):
-            if "in memory" in str(plain[name]):
-                raise ValueError(
-                    f"{name} is {plain[name]}: only a run on files can be written down; write the frames first"
-                )
-        Path(path).write_text(yaml.safe_dump(plain, sort_keys=False))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FineTuneConfig:
-        """Read a YAML file.
-
-        Raises:
-            ValueError: not YAML, a key that does not exist, or a value that cannot be.
-        """
-        try:
-            data = yaml.safe_load(Path(path).read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} holds no mapping of options to values")
-        return cls().changed(data)
-
-    def changed(self, options: Mapping[str, Any]) -> FineTuneConfig:
-        """A copy with other values.
-
-        Raises:
-            ValueError: an option that does not exist, or a value of the wrong kind.
-        """
-        types = option_types()
-        for name, value in options.items():
-            if name not in types:
-                raise ValueError(f"there is no option {name!r}; the options are {', '.join(types)}")
-            if not _fits(value, types[name]):
-                raise ValueError(f"{name}={value!r}: expected {_describe_type(types[name])}")
-        plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in options.items()}
-        return replace(self, **plain)
-
-
-def option_types() -> dict[str, Any]:
-    """Name and type of every option."""
-    return {name: kind for name, kind, _, _ in options()}
-
-
-def options() -> Iterator[tuple[str, Any, Any, str]]:
-    """Name, type, default and help of every option, in order."""
-    hints = get_type_hints(FineTuneConfig, include_extras=True)
-    for f in fields(FineTuneConfig):
-        kind, text = get_args(hints[f.name])
-        yield f.name, kind, f.default, text
+        return TrainSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            ema=self.ema,
+            loss=self.loss,
+            eval_every=self.eval_every,
+            max_shapes=self.max_shapes,
+            seed=self.seed,
+            patience=self.patience,
+            max_minutes=self.max_minutes,
+        )
 
 
 def parse_energies(text: str) -> str | dict[str, float]:
@@ -197,32 +249,3 @@ def parse_energies(text: str) -> str | dict[str, float]:
         raise ValueError(
             f"e0={text!r}: give one of {', '.join(map(repr, E0_CHOICES))}, or energies in eV such as H=-13.6,O=-430.1"
         ) from None
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value may stand for an annotated type; whole numbers are numbers, paths are text, lists are tuples."""
-    if kind is Any:
-        return True
-    allowed = {get_origin(option) or option for option in get_args(kind) or (kind,)}
-    if isinstance(value, bool):
-        return bool in allowed
-    also = {float: (int,), str: (os.PathLike,), tuple: (list,)}
-    return any(isinstance(value, (option, *also.get(option, ()))) for option in allowed)
-
-
-def _describe_type(kind: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of text"}
-    options = [get_origin(option) or option for option in get_args(kind) or (kind,)]
-    return " or ".join(names.get(option, "nothing") for option in options)
-
-
-def _describe_source(source: Any) -> Any:
-    """The source itself if it can be written down, else what it is."""
-    if source is None or isinstance(source, str | int | float):
-        return source
-    if isinstance(source, os.PathLike):
-        return os.fspath(source)
-    if isinstance(source, Mapping):
-        return {str(level): _describe_source(part) for level, part in source.items()}
-    what = f"{len(source)} frames" if hasattr(source, "__len__") else type(source).__name__
-    return f"<{what} in memory>"

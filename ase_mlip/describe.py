@@ -16,7 +16,7 @@ TITLES = {
     "name": "name", "training_data": "training data", "source_file": "source file", "source_sha256": "source SHA-256",
     "source_package": "source package", "cite": "cite",
 }  # fmt: skip
-ELSEWHERE = {"note", "licence", "licence_text", "fine_tuning", "architecture"}
+ELSEWHERE = {"note", "licence", "licence_text", "fine_tuning", "training", "architecture"}
 
 
 def describe(force_field: ForceField, path: str | os.PathLike[str]) -> dict[str, str]:

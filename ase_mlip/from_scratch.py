@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,18 @@ import numpy as np
 
 from ase_mlip.batches import Batches
 from ase_mlip.cache import keep_compiled
+from ase_mlip.config import TrainConfig
 from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.methods import make_optimizer
-from ase_mlip.networks.mace import Mace, MaceConfig
+from ase_mlip.networks.mace import Mace
 from ase_mlip.report import FileRecord, LevelErrors, Report, installed_versions, write_report, write_results
-from ase_mlip.repulsion import Repulsion
 from ase_mlip.splits import read_split
 from ase_mlip.structure import find_neighbors
-from ase_mlip.training import Log, TrainResult, TrainSettings, Validation, train
+from ase_mlip.training import Log, TrainResult, Validation, train
 
-CLIP = 10.0  # largest norm of the gradient
 COUNTED = 10_000  # frames whose neighbours are counted, at most; their mean only normalises
 
 
@@ -81,79 +79,72 @@ def _fit_energies(
 
 
 def train_from_scratch(
-    train_set: Source,
-    valid: Source | float = 0.1,
+    train_set: Source | None = None,
+    valid: Source | float | None = None,
     *,
-    config: MaceConfig | None = None,
-    cutoff: float = 5.0,
-    repulsion: Repulsion | None = None,
-    output: str | os.PathLike[str] | None = None,
-    keys: LabelKeys | None = None,
-    learning_rate: float = 1e-2,
-    settings: TrainSettings | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    folder: str | os.PathLike[str] | None = None,
+    config: TrainConfig | None = None,
     log: Log = print,
+    **options: Any,
 ) -> TrainResult:
-    """Train a MACE from random parameters on labelled structures.
+    """Train a MACE from random parameters, or from a model's, on labelled structures.
 
     Args:
         train_set: a file that ASE reads, or Atoms with labels (eV, eV/Angstrom, eV/Angstrom^3 positive in tension).
         valid: validation frames, or the share of `train_set` to draw at random for it.
-        config: shape of the network.
-        cutoff: largest neighbour distance, Angstrom.
-        repulsion: constants of a screened repulsion of the nuclei, which keeps atoms apart where the data are silent;
-            the network learns the rest. None: no repulsion.
-        output: model file to write; a report with plots is written beside it.
-        keys: where the labels are; by default in the attached calculator.
-        learning_rate: peak of the cosine schedule.
-        settings: epochs, batch size, loss weights and so on.
-        provenance: plain data to keep in the model file.
-        folder: for checkpoints; the same call with the same folder resumes.
+        config: all choices; those given here besides replace its values.
         log: called with each line of progress.
+        options: any field of `TrainConfig`, such as channels=32, output="mine.safetensors", epochs=50, repulsion=True.
 
     Raises:
+        ValueError: an option that does not exist or could have no effect, or data that cannot be.
         MissingLabel: a label with a positive weight is in no frame.
+
+    Example:
+        >>> from ase_mlip.demo import demo_data
+        >>> small = {"channels": 4, "layers": 1, "l_max": 1, "hidden_l_max": 0, "correlation": 2, "radial_mlp": [8]}
+        >>> result = train_from_scratch(f"{demo_data()}@:12", 0.25, epochs=1, log=lambda line: None, **small)
+        >>> len(result.history)
+        2
     """
+    options |= {name: value for name, value in (("train", train_set), ("valid", valid)) if value is not None}
+    config = (config or TrainConfig()).changed(options)
+    if config.train is None:
+        raise ValueError("train: give the training frames, a file or a list of Atoms")
     keep_compiled()
     started = time.monotonic()
-    keys, settings = keys or LabelKeys(), settings or TrainSettings()
-    frames, valid_frames = read_split(train_set, valid, keys, settings.loss.wanted, settings.seed, log)
-    info = describe_dataset(frames, cutoff, keys)
-    if repulsion is not None:
-        heads = [replace(head, repulsion=1.0) for head in info.heads]
-        info = replace(info, heads=tuple(heads), repulsion=repulsion)
-    start = ForceField.from_mlip_network(Mace(config or MaceConfig(), info), seed=settings.seed)
-    start = replace(start, provenance=dict(provenance or {}))
-    log(f"Mace with {start.num_params:,} parameters; {info.avg_num_neighbors:.1f} neighbours on average")
+    keys, settings = config.keys, config.settings
+    frames, valid_frames = read_split(
+        config.train, config.valid, keys, settings.loss.wanted, settings.seed, log, config.skip_bad_frames
+    )
+    start = _start(config, frames, log)
     weights = start.predictor.head_weights()
     examples, valid_examples = (
-        make_examples(part, start.elements, cutoff, weights, keys) for part in (frames, valid_frames)
+        make_examples(part, start.elements, start.cutoff, weights, keys) for part in (frames, valid_frames)
     )
     per_epoch = len(Batches(examples, settings.batch_size, settings.max_shapes).plan((settings.seed, 0)))
     steps = max(1, settings.epochs * per_epoch)
-    optimizer = make_optimizer(learning_rate, CLIP, steps, schedule="cosine", weight_decay=0.0, accumulate=1)
+    level = list(start.levels)[-1]
     result = train(
         start,
         examples,
-        [Validation("base", valid_examples)],
-        optimizer,
+        [Validation(level, valid_examples)],
+        make_optimizer(config.learning_rate, config.clip, steps, schedule="cosine", weight_decay=0.0, accumulate=1),
         settings,
-        folder=None if folder is None else Path(folder),
-        identity=f"learning rate {learning_rate}, repulsion {repulsion}",
+        folder=None if config.folder is None else Path(config.folder),
+        identity=f"learning rate {config.learning_rate}, clip {config.clip}",
         log=log,
     )
-    if output is not None:
+    result = replace(result, force_field=_signed(result, config, len(frames)))
+    if config.output is not None:
         errors = evaluate(result.force_field, Batches(valid_examples, settings.batch_size))
-        path = write_results(Path(output), result.force_field, result.history, errors)
-        files = [FileRecord.of("training", train_set, len(frames)), FileRecord.of("result", path)]
+        path = write_results(Path(config.output), result.force_field, result.history, errors)
         report = Report(
             title=path.stem,
-            method="scratch",
-            levels=(LevelErrors.of("base", "validation", errors, structures=valid_frames, keys=keys),),
+            method="scratch" if config.start is None else "continued",
+            levels=(LevelErrors.of(level, "validation", errors, structures=valid_frames, keys=keys),),
             history=result.history,
-            settings={"network": config or MaceConfig(), "learning_rate": learning_rate, **asdict(settings)},
-            files=tuple(files),
+            settings=_described(config),
+            files=(FileRecord.of("training", config.train, len(frames)), FileRecord.of("result", path)),
             trainable=start.num_params,
             parameters=start.num_params,
             seconds=time.monotonic() - started,
@@ -162,3 +153,42 @@ def train_from_scratch(
         )
         log(f"report: {write_report(path.with_name(f'{path.stem}_report'), report)}")
     return result
+
+
+def _start(config: TrainConfig, frames: Sequence[ase.Atoms], log: Log) -> ForceField:
+    """Random parameters around constants fitted to the data, or the model that was named."""
+    if config.start is not None:
+        start = config.start if isinstance(config.start, ForceField) else ForceField.load(config.start)
+    else:
+        info = describe_dataset(frames, config.cutoff, config.keys)
+        if config.repulsion:
+            heads = tuple(replace(head, repulsion=1.0) for head in info.heads)
+            info = replace(info, heads=heads, repulsion=config.pair_repulsion)
+        start = ForceField.from_mlip_network(Mace(config.network, info), seed=config.seed)
+    info = start.dataset_info
+    name = type(start.predictor.network).__name__
+    log(f"{name} with {start.num_params:,} parameters; {info.avg_num_neighbors:.1f} neighbours on average")
+    return start
+
+
+def _signed(result: TrainResult, config: TrainConfig, frames: int) -> ForceField:
+    """The trained force field, which says how it was trained: one round more if it went on from another."""
+    provenance = dict(result.force_field.provenance)
+    this = {"frames": frames, "kept_epoch": result.best["epoch"], **_described(config)}
+    source = str(config.to_dict()["train"])
+    provenance |= {"training_data": Path(source).name, "training": [*provenance.get("training", []), this]}
+    provenance |= {key: value for key in ("name", "licence") if (value := getattr(config, key)) is not None}
+    return replace(result.force_field, provenance=provenance)
+
+
+def _described(config: TrainConfig) -> dict[str, Any]:
+    """The options, but for those that say where the result goes and how long it may take."""
+    plain = {**config.to_dict(), "start": None if config.start is None else _name_of(config.start)}
+    return {name: value for name, value in plain.items() if name not in ("output", "folder", "max_minutes")}
+
+
+def _name_of(model: ForceField | str) -> str:
+    """The name that a model states, or that of its file."""
+    if isinstance(model, ForceField):
+        return str(model.provenance.get("name", "a model in memory"))
+    return Path(model).name

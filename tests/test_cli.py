@@ -11,10 +11,11 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from toy_data import toy_force_field, toy_frames
+from toy_data import leaves, toy_force_field, toy_frames
 from typer.testing import CliRunner
 
 from ase_mlip import cli
+from ase_mlip.config import TrainConfig
 from ase_mlip.force_field import ForceField
 
 SIZES = ["--channels", 4, "--layers", 1, "--l-max", 1, "--hidden-l-max", 0, "--correlation", 2]
@@ -67,10 +68,48 @@ def test_train(data: Path, tmp_path: Path) -> None:
     config = trained.predictor.network.config
     assert (config.num_channels, config.num_layers, config.l_max, config.hidden_l_max) == (4, 1, 1, 0)
     assert (config.correlation, config.radial_mlp, trained.cutoff) == (2, (8,), 4.0)
-    assert trained.provenance == {"training_data": "toy.traj@2:", "name": "toy Morse"}
+    said = trained.provenance
+    assert (said["training_data"], said["name"]) == ("toy.traj@2:", "toy Morse")
+    (done,) = said["training"]
+    assert {"frames": 6, "channels": 4, "radial_mlp": [8], "epochs": 2, "start": None}.items() <= done.items()
+    assert not {"output", "folder", "max_minutes"} & set(done)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"new.safetensors", "new.history.jsonl", "new.png", "new_report", "run"}
     assert (folder / "history.jsonl").is_file()
+
+
+@pytest.mark.parametrize(("name", "shape"), [("fast", (64, 2, 1, 4.5)), ("accurate", (128, 3, 1, 5.0))])
+def test_the_recipes_of_the_shipped_models(
+    name: str, shape: tuple[float, ...], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their files are whole; with a toy network and toy data in place of theirs, the rest of them runs."""
+    recipe = f"data/base_{name}.yaml"
+    config = TrainConfig.load(recipe)
+    assert (config.channels, config.l_max, config.hidden_l_max, config.cutoff) == shape
+    assert Path(config.train).is_file()
+    assert Path(config.valid).is_file()
+    output = tmp_path / "toy.safetensors"
+    run("train", data, "--config", recipe, "--valid", data, *SIZES, "--epochs", 0, "-o", output, "--folder", tmp_path)
+    trained = ForceField.load(output)
+    assert trained.dataset_info.repulsion == config.pair_repulsion
+    assert trained.provenance["licence"] == "MIT"
+    assert trained.provenance["training"][0]["huber_delta"] == 0.2
+
+
+def test_training_goes_on_from_a_model(model: Path, data: Path, tmp_path: Path) -> None:
+    """The shape, constants and parameters are the model's; the file says that there were two rounds."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    common = [data, "--valid", data, "--start"]
+    run("train", *common, model, "-o", first, "--epochs", 0)
+    started, trained = ForceField.load(model), ForceField.load(first)
+    assert trained.dataset_info == started.dataset_info
+    assert leaves(started).keys() == leaves(trained).keys()
+    for name, value in leaves(started).items():
+        np.testing.assert_array_equal(leaves(trained)[name], value)
+    run("train", *common, first, "-o", second, "--epochs", 1, "--name", "toy again")
+    rounds = ForceField.load(second).provenance["training"]
+    assert [r["start"] for r in rounds] == ["base.safetensors", "first.safetensors"]
+    assert [r["name"] for r in rounds] == [None, "toy again"]
 
 
 def test_finetune(model: Path, data: Path, tmp_path: Path) -> None:
@@ -135,7 +174,11 @@ def test_errors_are_one_line(
         ("finetune", model, data, *out, "--replay", data): "replay has no effect",
         ("finetune", model, data, *out, "--forces-key", "REF_forces"): "did you mean forces='forces'?",
         ("finetune", model, data, *out, "--valid", data, "--energy-weight", "-1"): "loss weights",
-        ("train", data, *out, "--radial-mlp", "64;64"): "64;64",
+        ("train", data, *out, "--radial-mlp", "64;64"): "radial_mlp='64;64': expected a list of whole numbers",
+        ("train", data): "--output: give the model file to write",
+        ("train", *out): "train: give the training frames",
+        ("train", *out, "--train", f"a={data}", "--train", f"b={data}"): "a training has one level",
+        ("train", data, *out, "--start", model, "--channels", 8): "channels has no effect with start",
         ("train", data, *out, "--correlation", "9"): "correlation=9",
     }
     for arguments, message in cases.items():

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ase_mlip.config import FineTuneConfig, option_types
+from ase_mlip.config import FineTuneConfig, TrainConfig
+from ase_mlip.options import Options
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
@@ -86,12 +87,56 @@ def test_numpy_numbers_are_numbers() -> None:
     assert FineTuneConfig().changed({"learning_rate": np.float64(0.5)}).learning_rate == 0.5
 
 
-def test_the_command_has_every_option() -> None:
+@pytest.mark.parametrize(("command", "config"), [("finetune", FineTuneConfig), ("train", TrainConfig)])
+def test_the_command_has_every_option(command: str, config: type[Options]) -> None:
     """The options are listed without loading JAX, which takes seconds."""
     code = (
         "import sys\nfrom ase_mlip.cli import app\nfrom typer.main import get_command\n"
-        "names = [p.name for p in get_command(app).commands['finetune'].params]\n"
+        f"names = [p.name for p in get_command(app).commands['{command}'].params]\n"
         "assert 'jax' not in sys.modules\nprint(*names)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(option_types()) < set(done.stdout.split())
+    assert set(config.types()) < set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channel": 8}, "there is no option 'channel'; the options are train, valid, output"),
+        ({"radial_mlp": [64, "x"]}, "radial_mlp=.*: expected a list of whole numbers"),
+        ({"radial_mlp": 64}, "radial_mlp=64: expected a list of whole numbers"),
+        ({"train": {"a": "a.xyz", "b": "b.xyz"}}, "a training has one level"),
+        ({"repulsion_exponent": 0.2}, "repulsion_exponent has no effect without repulsion=True"),
+        ({"start": "default", "cutoff": 4.0}, "cutoff has no effect with start"),
+        ({"start": "default", "repulsion": True, "repulsion_order": 5}, "repulsion has no effect with start"),
+    ],
+)
+def test_what_a_training_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig().changed(options)
+
+
+def test_yaml_round_trip_of_a_training(tmp_path: Path) -> None:
+    options = {"train": Path("a.xyz"), "radial_mlp": [32, 16], "repulsion": True, "repulsion_prefactor": 0.5}
+    config = TrainConfig().changed({**options, "patience": 3, "max_minutes": 5})
+    config.save(tmp_path / "job.yaml")
+    assert TrainConfig.load(tmp_path / "job.yaml") == config
+    assert set(yaml.safe_load((tmp_path / "job.yaml").read_text())) == {f.name for f in fields(TrainConfig)}
+    assert (config.network.radial_mlp, config.pair_repulsion.prefactor, config.pair_repulsion.exponent) == (
+        (32, 16), 0.5, 0.3,
+    )  # fmt: skip
+    assert (config.settings.patience, config.settings.max_minutes) == (3, 5)
+
+
+def test_every_option_of_a_training_is_used() -> None:
+    """Each changes the network, the repulsion, the loop or the data, or is read where the training is put together."""
+    config = TrainConfig(repulsion=True)
+    parts = ("network", "pair_repulsion", "settings", "keys")
+    before = [getattr(config, part) for part in parts]
+    source = Path("ase_mlip/from_scratch.py").read_text()
+    for name, _, default, _ in TrainConfig.options():
+        if f"config.{name}" in source or f'"{name}"' in source:
+            continue
+        value = {int: 2, float: 0.5, str: "REF", tuple: (8,), type(None): "3" if name.endswith("key") else 3}
+        other = config.changed({name: value[type(default)]})
+        assert [getattr(other, part) for part in parts] != before, name

@@ -15,8 +15,9 @@ import optax
 import pytest
 from toy_data import leaves, same_bits, toy_examples, toy_force_field, toy_frames
 
-from ase_mlip.config import FineTuneConfig
+from ase_mlip.config import FineTuneConfig, TrainConfig
 from ase_mlip.finetune import fine_tune
+from ase_mlip.from_scratch import train_from_scratch
 from ase_mlip.training import TrainSettings, Validation, train
 
 SETTINGS = TrainSettings(epochs=6, batch_size=4)
@@ -125,6 +126,16 @@ def test_levels_without_weight_do_not_decide() -> None:
     both = [watched[0], replace(watched[1], weight=2.0)]
     summed = train(force_field, examples, both, optax.adam(1e-2), SETTINGS, log=lambda _: None)
     assert np.all(np.array([r["valid_loss"] for r in summed.history]) > [r["valid_loss"] for r in alone.history])
+
+
+def test_what_a_training_saves_does_not_depend_on_where(tmp_path: Path) -> None:
+    """Two trainings with other outputs and folders write the same bytes."""
+    frames = toy_frames(4)
+    config = TrainConfig(epochs=1, channels=4, layers=1, l_max=1, hidden_l_max=0, correlation=2, radial_mlp=(8,))
+    for name in ("a", "b"):
+        places = {"folder": tmp_path / name, "output": tmp_path / f"{name}.safetensors", "max_minutes": 60 + ord(name)}
+        train_from_scratch(frames, frames, config=config, log=lambda _: None, **places)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_what_is_saved_does_not_depend_on_where(tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ase_mlip.config import TrainConfig
 from ase_mlip.from_scratch import train_from_scratch
-from ase_mlip.networks.mace import MaceConfig
-from ase_mlip.training import TrainSettings
 
 SYMBOLS = ["C"] * 9 + ["H"] * 8 + ["O"] * 4
 HEADER = '{atoms}\nProperties=species:S:1:pos:R:3:forces:R:3 energy={energy:.6f} pbc="F F F"\n'
@@ -49,8 +48,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, its first evaluation included")
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
-    settings = TrainSettings(epochs=1, batch_size=args.batch_size, max_minutes=args.minutes)
-    config = MaceConfig(num_channels=8, num_layers=1, l_max=1, correlation=2, radial_mlp=(16,), readout_mlp=4)
+    shape = {"channels": 8, "layers": 1, "l_max": 1, "correlation": 2, "radial_mlp": (16,)}
+    config = TrainConfig(epochs=1, batch_size=args.batch_size, max_minutes=args.minutes, **shape)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frames.extxyz"
         write_frames(path, args.frames)
@@ -60,7 +59,7 @@ def main() -> None:
         def log(line: str) -> None:
             print(f"{time.monotonic() - started:7.1f} s {peak_gib():6.2f} GiB  {line}", flush=True)
 
-        train_from_scratch(path, valid=0.01, config=config, settings=settings, log=log)
+        train_from_scratch(path, valid=0.01, config=config, log=log)
     record = {
         "frames": args.frames,
         "file_MiB": round(size / 2**20),

@@ -12,12 +12,31 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ase_mlip import ForceField, LabelKeys, LossWeights, TrainSettings, evaluate_frames, fine_tune, train_from_scratch
+from ase_mlip import ForceField, LabelKeys, MaceConfig, TrainConfig, evaluate_frames, fine_tune, train_from_scratch
 from ase_mlip.dataset import read_frames
 from ase_mlip.tuning import count_variables
+
+
+def shape_of(model: ForceField) -> dict[str, Any]:
+    """The options that train a network of the same shape from scratch."""
+    network = model.predictor.network.config
+    if not isinstance(network, MaceConfig):
+        raise SystemExit(f"only a MACE is trained from scratch; this model is {type(network).__name__}")
+    shape = {
+        "channels": network.num_channels,
+        "layers": network.num_layers,
+        "l_max": network.l_max,
+        "hidden_l_max": network.hidden_l_max,
+        "correlation": network.correlation,
+        "radial_mlp": network.radial_mlp,
+    }
+    if TrainConfig(**shape).network != network:
+        raise SystemExit(f"options of `ase-mlip train` cannot make this network: {network}")
+    return {**shape, "cutoff": model.cutoff}
 
 
 def main() -> None:
@@ -43,7 +62,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("transfer.jsonl"))
     args = parser.parse_args()
 
-    keys, loss = LabelKeys(args.energy_key, args.forces_key), LossWeights(args.energy_weight, 1.0)
+    keys = LabelKeys(args.energy_key, args.forces_key)
     pool, base = read_frames(args.train), ForceField.load(args.base)
     test = read_frames(args.test)[: args.test_frames]
     known = read_frames(args.base_data)[:300] if args.base_data else None
@@ -57,12 +76,10 @@ def main() -> None:
             common = {"learning_rate": args.learning_rate} if args.learning_rate else {}
             trainable, forgotten = base.num_params, None
             if method == "scratch":
-                settings = TrainSettings(
-                    args.epochs, args.batch_size, loss=loss, eval_every=max(1, args.epochs // 20), seed=seed
-                )
                 tuned = train_from_scratch(
-                    train_set, valid, config=base.predictor.network.config, cutoff=base.cutoff, keys=keys,
-                    settings=settings, log=lambda line: None, **common,
+                    train_set, valid, epochs=args.epochs, batch_size=args.batch_size, energy_weight=args.energy_weight,
+                    energy_key=args.energy_key, forces_key=args.forces_key, eval_every=max(1, args.epochs // 20),
+                    seed=seed, log=lambda line: None, **shape_of(base), **common,
                 ).force_field  # fmt: skip
             else:
                 if method.endswith("+replay"):
