@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ase_mlip.kernels import on_gpu
 from ase_mlip.structure import check_structure, find_neighbors, known_cell
 
 Array = Any  # numpy on the host, jax inside a compiled function
@@ -69,10 +70,11 @@ class Graph:
         counts = np.bincount(centers, minlength=len(atoms))
         slots = int(counts.max(initial=0))
         slot = np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
+        place = centers * np.intp(slots) + slot
         table = np.repeat(np.arange(len(atoms), dtype=np.int32)[:, None], slots, axis=1)
-        table[centers, slot] = neighbors
+        table.ravel()[place] = neighbors
         dense_shifts = np.zeros((len(atoms), slots, 3))
-        dense_shifts[centers, slot] = shifts
+        dense_shifts.reshape(-1, 3)[place] = shifts
         return cls(
             positions=atoms.positions.copy(),
             species=np.searchsorted(elements, atoms.numbers).astype(np.int32),
@@ -106,6 +108,36 @@ class Graph:
         vectors = positions[self.neighbors] - positions[:, None] + offsets
         padding = jnp.asarray([cutoff, 0.0, 0.0], dtype=positions.dtype)
         return jnp.where(jnp.asarray(self.slot_mask)[..., None], vectors, padding)
+
+    def reverse_slots(self) -> Array:
+        """The slot of each neighbour that holds the same pair seen from there, [nodes, slots]; 0 for padding.
+
+        Neighbour lists are symmetric: what a pair gives to its neighbour can be collected instead of scattered.
+        """
+        neighbors, mask = jnp.asarray(self.neighbors), jnp.asarray(self.slot_mask)
+        shifts = jnp.asarray(self.shifts).astype(jnp.int32)
+        image = (shifts[..., 0] * 1024 + shifts[..., 1]) * 1024 + shifts[..., 2]  # negated where the shift is
+        here = jnp.arange(len(neighbors))[:, None, None]
+        found = (neighbors[neighbors] == here) & (image[neighbors] == -image[..., None]) & mask[neighbors]
+        slots = jnp.arange(neighbors.shape[1])
+        return jnp.sum(jnp.where(found & mask[..., None], slots, 0), axis=-1)
+
+    def sum_graphs(self, values: Array) -> Array:
+        """The sum over each graph's nodes, [nodes, ...] -> [graphs, ...], in a fixed order on a GPU too."""
+        if not on_gpu():
+            return jax.ops.segment_sum(values, self.node_graph, self.num_graphs)
+        member = self.node_graph == jnp.arange(self.num_graphs)[:, None]
+        return jnp.sum(jnp.where(member.reshape(*member.shape, *(1,) * (values.ndim - 1)), values, 0.0), axis=1)
+
+    def sum_to_neighbors(self, values: Array) -> Array:
+        """The sum of what all pairs give to each node as a neighbour, [nodes, slots, ...] -> [nodes, ...].
+
+        `values` of padding slots are zero. A GPU collects it in a fixed order: adding to scattered places, in whatever
+        order threads come, would change the last digits from run to run.
+        """
+        if on_gpu():
+            return jnp.sum(values[self.neighbors, self.reverse_slots()] * self.slot_mask[..., None], axis=1)
+        return jnp.zeros((len(values), *values.shape[2:]), values.dtype).at[self.neighbors].add(values)
 
     def astype(self, dtype: str) -> Graph:
         """The same graph with its real-valued arrays in `dtype`."""

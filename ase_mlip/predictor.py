@@ -188,17 +188,15 @@ class Predictor:
         vectors = graph.vectors(info.cutoff)
         gradient, (nodes, per_node) = jax.grad(total, has_aux=True)(vectors)
         gradient = jnp.where(graph.slot_mask[..., None], gradient, 0.0)
-        pull = jnp.zeros_like(graph.positions).at[graph.neighbors].add(gradient)
-        sum_graphs = partial(jax.ops.segment_sum, segment_ids=graph.node_graph, num_segments=graph.num_graphs)
-        virial = sum_graphs(jnp.einsum("nka,nkb->nab", vectors, gradient))
+        virial = graph.sum_graphs(jnp.einsum("nka,nkb->nab", vectors, gradient))
         volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
         solid = volume > 0
         return Prediction(
-            energy=sum_graphs(nodes),
-            forces=gradient.sum(axis=1) - pull,
+            energy=graph.sum_graphs(nodes),
+            forces=gradient.sum(axis=1) - graph.sum_to_neighbors(gradient),
             stress=jnp.where(solid, virial / jnp.where(solid, volume, 1.0), 0.0),
             node_energies=nodes,
-            head_energies=sum_graphs(per_node) if per_head else None,
+            head_energies=graph.sum_graphs(per_node) if per_head else None,
         )
 
     def reference(self, graph: Graph) -> np.ndarray:

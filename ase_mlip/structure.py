@@ -75,8 +75,8 @@ def find_neighbors(
         cutoff: Angstrom.
 
     Returns:
-        centers [edges] (sorted), neighbors [edges], shifts [edges, 3] in whole cell vectors, such that the vector from
-        center to neighbour is `positions[neighbor] + shift @ cell - positions[center]`.
+        centers [edges] (sorted), neighbors [edges], shifts [edges, 3] in whole cell vectors, integers, such that the
+        vector from center to neighbour is `positions[neighbor] + shift @ cell - positions[center]`.
     """
     pbc = np.asarray(pbc, bool)
     if len(positions) == 0:
@@ -98,9 +98,17 @@ def find_neighbors(
         pbc=pbc,
         cutoff=float(cutoff),
     )
-    order = np.argsort(centers, kind="stable")
-    centers, neighbors, shifts = centers[order], neighbors[order], shifts[order] * hand
-    return centers, neighbors, np.where(pbc, shifts - wrap[neighbors] + wrap[centers], 0.0)
+    if (centers[1:] < centers[:-1]).any():
+        order = np.argsort(centers, kind="stable")
+        centers, neighbors, shifts = centers[order], neighbors[order], shifts[order]
+    if hand[2] < 0:
+        shifts *= hand.astype(shifts.dtype)
+    if wrap.any():
+        wrap = wrap.astype(shifts.dtype)
+        shifts += wrap[centers] - wrap[neighbors]
+    if not pbc.all():
+        shifts *= pbc
+    return centers, neighbors, shifts
 
 
 def overlapping_pair(atoms: ase.Atoms) -> tuple[int, int, float] | None:

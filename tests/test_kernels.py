@@ -21,7 +21,7 @@ from ase_mlip import MLIPCalculator
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import Graph, PadShape, batch
-from ase_mlip.kernels import build, contraction, neighbor_sum, usable
+from ase_mlip.kernels import build, contraction, describe, neighbor_sum, usable
 from ase_mlip.kernels.contraction import Terms, contract
 from ase_mlip.kernels.neighbor_sum import Layout, Pairs, sum_neighbors, sum_tabulated
 from ase_mlip.networks import tabulate
@@ -262,7 +262,7 @@ def fresh_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pat
 
 def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, fresh_build: Path) -> None:
     monkeypatch.setenv(build.SWITCH, "off")
-    assert build.describe() == "plain JAX: switched off by ASE_MLIP_KERNELS=off"
+    assert describe() == "plain JAX: switched off by ASE_MLIP_KERNELS=off"
     assert not usable(16)
 
 
@@ -270,7 +270,7 @@ def test_without_a_compiler_the_reason_is_named(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("PATH", str(fresh_build))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(build, "find_spec", lambda name: None)
-    assert "no C++ compiler" in build.describe()
+    assert "no C++ compiler" in describe()
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, fresh_build: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, fresh_
     broken.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    assert "this compiler is broken" in build.describe()
+    assert "this compiler is broken" in describe()
     assert not usable(16)
 
 
@@ -286,17 +286,18 @@ def test_a_process_finds_the_libraries_that_another_one_compiled() -> None:
     """Two processes, one folder: the second one must not need a compiler."""
     assert usable(16)
     code = (
+        "from ase_mlip import kernels\n"
         "from ase_mlip.kernels import build\n"
         "def refuse(*args, **kwargs): raise AssertionError('compiled again')\n"
         "run = build.subprocess.run\n"
         "build.subprocess.run = lambda c, **k: run(c, **k) if '-shared' not in c else refuse()\n"
         "assert build.problem() is None, build.problem()\n"
-        "print(build.describe())"
+        "print(kernels.describe())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith("C++ kernels compiled here")
-    assert build.describe(Mace(CONFIG, INFO)) == done.stdout.strip()
-    assert "do not cover" in build.describe(Mace(replace(CONFIG, num_channels=4), INFO))
+    assert describe(Mace(CONFIG, INFO)) == done.stdout.strip()
+    assert "do not cover" in describe(Mace(replace(CONFIG, num_channels=4), INFO))
 
 
 def test_kernels_say_what_is_wrong_with_their_arguments() -> None:

@@ -44,21 +44,8 @@ def problem() -> str | None:
         load("float32")
     except (OSError, subprocess.SubprocessError) as error:
         output = (getattr(error, "stderr", None) or str(error)).strip()
-        return f"{_name_compiler()} could not compile them: {output.splitlines()[-1] if output else error!r}"
+        return f"{compiler_name()} could not compile them: {output.splitlines()[-1] if output else error!r}"
     return None
-
-
-def usable(channels: int) -> bool:
-    """Whether the kernels run here for features of this width."""
-    return channels % VECTOR == 0 and problem() is None
-
-
-def describe(network: Any = None) -> str:
-    """Which path runs the hot loops of a network on this machine (of any, if None), one line."""
-    reason = problem()
-    if reason is None and network is not None and not getattr(network, "has_kernels", False):
-        reason = "the C++ kernels do not cover this architecture or shape"
-    return f"plain JAX: {reason}" if reason else f"C++ kernels compiled here by {_name_compiler()}"
 
 
 def call(
@@ -94,7 +81,8 @@ def _find_compiler() -> tuple[str, ...] | None:
     return None if found is None else (found,)
 
 
-def _name_compiler() -> str:
+def compiler_name() -> str:
+    """The command of the compiler in use."""
     return " ".join(_find_compiler() or ())
 
 

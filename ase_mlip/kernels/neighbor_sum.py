@@ -58,8 +58,8 @@ class Layout:
         return sum(2 * ell + 1 for ell in self.feature_degrees)
 
     @cached_property
-    def table(self) -> np.ndarray:
-        """[paths * 6]: feature row, components, first coupling, outputs, first message row, stride of message rows."""
+    def rows(self) -> list[tuple[int, int, int, int, int, int]]:
+        """Of each path: feature row, components, first coupling, outputs, first message row, stride of message rows."""
         starts = np.cumsum([0, *(2 * ell + 1 for ell in self.feature_degrees)])
         first_row = dict(zip(self.feature_degrees, starts, strict=False))
         message_starts = np.cumsum([0, *((2 * ell + 1) * count for ell, count in self.degrees.items())])
@@ -67,10 +67,11 @@ class Layout:
         rows, coupling, seen = [], 0, dict.fromkeys(self.degrees, 0)
         for a, _, c in self.paths:
             sizes = (2 * a + 1, 2 * c + 1)
-            rows.append((first_row[a], sizes[0], coupling, sizes[1], first_message[c] + seen[c], self.degrees[c]))
+            message = int(first_message[c]) + seen[c]
+            rows.append((int(first_row[a]), sizes[0], coupling, sizes[1], message, self.degrees[c]))
             coupling += sizes[0] * sizes[1]
             seen[c] += 1
-        return np.array(rows, np.int32).ravel()
+        return rows
 
     def split(self, messages: jax.Array) -> dict[int, jax.Array]:
         """[nodes, rows, channels] -> each output degree's [nodes, 2 l + 1, paths * channels]."""
@@ -80,13 +81,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which pairs are summed, not differentiated: [nodes, slots] each."""
+    """Which pairs are summed, not differentiated: [nodes, slots] each.
+
+    Attributes:
+        neighbors: index of the neighbouring node.
+        inside: whether the pair is within the cutoff.
+        reverse: the neighbour's slot that holds this node, see `Graph.reverse_slots`; for a GPU alone.
+    """
 
     neighbors: Any
     inside: Any
+    reverse: Any = None
 
 
-jax.tree_util.register_dataclass(Pairs, ("neighbors", "inside"), ())
+jax.tree_util.register_dataclass(Pairs, ("neighbors", "inside", "reverse"), ())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -107,7 +115,8 @@ def sum_neighbors(
 
 
 def _call(layout: Layout, wanted: int, spacing: float, shapes: list[tuple[int, ...]], *arrays: Any) -> list[jax.Array]:
-    constants = {"wanted": np.int64(wanted), "paths": layout.table, "spacing": np.float64(spacing)}
+    paths = np.array(layout.rows, np.int32).ravel()
+    constants = {"wanted": np.int64(wanted), "paths": paths, "spacing": np.float64(spacing)}
     return call("neighbor_sum", arrays[0].dtype, shapes, arrays, **constants)
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ase_mlip.kernels.contraction import Terms, contract
+from ase_mlip.kernels import pick_contraction
+from ase_mlip.kernels.contraction import Terms
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.layers import Features
 from ase_mlip.networks.symmetric import path_counts, symmetric_contractions
@@ -24,7 +25,7 @@ class SymmetricContraction(nn.Module):
         l_out: highest degree of the result.
         correlation: highest degree of the polynomials.
         by_element: whether each element has its own weights.
-        kernels: whether the C++ kernel runs.
+        kernels: whether the kernel runs.
     """
 
     l_max: int
@@ -59,7 +60,7 @@ class SymmetricContraction(nn.Module):
         if self.kernels:
             terms = Terms.from_factors(factors, one=density.shape[1])
             element = species if self.by_element else jnp.zeros_like(species)
-            out = contract(terms, density, jnp.concatenate(tables, axis=1), element)
+            out = pick_contraction()(terms, density, jnp.concatenate(tables, axis=1), element)
         else:
             block = max(1, 1024 // channels)
             out = map_node_blocks(partial(_contract, factors, tables, self.by_element), (density, one_hot), block)

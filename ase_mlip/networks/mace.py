@@ -13,7 +13,7 @@ from ase.data import covalent_radii
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
-from ase_mlip.kernels import usable
+from ase_mlip.kernels import on_gpu, usable
 from ase_mlip.networks.contraction import SymmetricContraction
 from ase_mlip.networks.coupling import spherical_harmonics
 from ase_mlip.networks.heads import MultiHeadNetwork, Params, check_head_names
@@ -157,10 +157,22 @@ class Mace(MultiHeadNetwork):
 
     @property
     def has_kernels(self) -> bool:
-        """Whether the C++ kernels cover this shape and run here."""
+        """Whether the kernels cover this shape and run here, with the two derivatives that training takes."""
+        return self._covered(tabulated=False)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether the kernels run here with tables in place of the radial networks, for predictions in float32."""
+        config = self.config
+        only_distance = config.distance_transform == "none" and config.pair_embedding is None
+        return only_distance and config.interaction != "gated" and self._covered(tabulated=True)
+
+    @nn.nowrap
+    def _covered(self, tabulated: bool) -> bool:
         config = self.config
         widths = (config.num_channels, *(config.edge_channels or ()))
-        return config.l_max <= 3 and config.hidden_l_max <= 2 and all(map(usable, widths))
+        small = config.l_max <= 3 and config.hidden_l_max <= 2
+        return small and all(usable(width, config.correlation, tabulated) for width in widths)
 
     @nn.nowrap
     def tabulated(self, params: Params) -> tuple[Mace, Params]:
@@ -168,12 +180,10 @@ class Mace(MultiHeadNetwork):
 
         Itself where the kernels do not run or the radial weights depend on more than the distance.
         """
-        config = self.config
-        only_distance = config.distance_transform == "none" and config.pair_embedding is None
-        if not (self.has_kernels and only_distance and config.interaction != "gated"):
+        if not self.has_tables:
             return self, params
         kernels, params = tabulate(self, params)
-        return Mace(config, self.dataset_info, kernels), params
+        return Mace(self.config, self.dataset_info, kernels), params
 
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:
@@ -238,7 +248,8 @@ class Mace(MultiHeadNetwork):
             radial *= envelope[..., None]
             if config.interaction == "gated":  # biases in the radial network: what is beyond the cutoff ends here
                 factor = inside.astype(radial.dtype)
-        return Edges(graph.neighbors, graph.species, harmonics, radial, distances, inside, factor)
+        reverse = graph.reverse_slots() if self.kernels and on_gpu() else None
+        return Edges(graph.neighbors, graph.species, harmonics, radial, distances, inside, factor, reverse=reverse)
 
 
 class MaceLayer(nn.Module):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ase_mlip.kernels.neighbor_sum import Layout, Pairs, Path, sum_neighbors, sum_tabulated
+from ase_mlip.kernels import on_gpu, pick_sum
+from ase_mlip.kernels.neighbor_sum import Layout, Pairs, Path, sum_neighbors
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.coupling import coupling_paths, coupling_table
 from ase_mlip.networks.layers import Features, unit_normal
@@ -33,6 +34,7 @@ class Edges(NamedTuple):
     inside: jax.Array  # [nodes, slots] whether the pair is within the cutoff; padding is not
     envelope: jax.Array | None  # [nodes, slots] factor of every message; None where `radial` makes them vanish
     pairs: jax.Array | None = None  # [elements, elements, features] of each (neighbour, centre), for `PairScales`
+    reverse: jax.Array | None = None  # [nodes, slots] the neighbour's slot that holds the node, for kernels on a GPU
 
     @property
     def scaled_harmonics(self) -> jax.Array:
@@ -42,7 +44,7 @@ class Edges(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernels:
-    """How the C++ kernels get the radial weights.
+    """How the kernels get the radial weights.
 
     Attributes:
         knots: of the table `knots` that stands for the radial network, see `tabulate.py`; the network itself if 0.
@@ -62,7 +64,7 @@ class NeighborSum(nn.Module):
         l_max: highest degree of the output.
         radial_mlp: hidden widths of the radial network.
         elements: number of elements if the radial network is to know both atoms' elements, see `RadialNetwork`.
-        kernels: run the C++ kernel, if given.
+        kernels: run the kernel, if given.
     """
 
     l_max: int
@@ -77,10 +79,10 @@ class NeighborSum(nn.Module):
         paths = coupling_paths(tuple(features), self.l_max)
         if self.kernels and self.kernels.knots:
             knots = self.param("knots", nn.initializers.zeros, (self.kernels.knots, len(paths), 2, channels))
-            spacing, distances = self.kernels.spacing, edges.distances
+            spacing, distances, summed = self.kernels.spacing, edges.distances, pick_sum()
             return _sum_by_kernel(
                 paths, self.l_max, features, edges,
-                lambda layout, *rest: sum_tabulated(layout, spacing, knots, distances, *rest),
+                lambda layout, *rest: summed(layout, spacing, knots, distances, *rest),
             )  # fmt: skip
         radial = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(edges)
         if edges.pairs is not None:
@@ -94,15 +96,17 @@ class NeighborSum(nn.Module):
         return _sum_by_formula(paths, self.l_max, features, radial, edges)
 
 
-Sum = Callable[[Layout, jax.Array, jax.Array, Pairs], jax.Array]  # of rows of features and couplings, weights known
+Sum = Callable[[Layout, jax.Array, jax.Array, Pairs], jax.Array]  # of features and couplings, weights known
 
 
 def _sum_by_kernel(paths: list[Path], l_max: int, features: Features, edges: Edges, summed: Sum) -> Features:
-    """All degrees at once, see `kernels.neighbor_sum`."""
+    """All degrees at once, see `kernels.neighbor_sum`; on a GPU the kernel couples the harmonics itself."""
     layout = Layout(tuple(paths), tuple(sorted(features)))
-    couplings = edges.scaled_harmonics @ jnp.asarray(coupling_table(tuple(paths), l_max)[0], edges.harmonics.dtype)
+    angular = edges.scaled_harmonics
+    if not on_gpu():
+        angular = angular @ jnp.asarray(coupling_table(tuple(paths), l_max)[0], angular.dtype)
     rows = jnp.concatenate([features[ell] for ell in layout.feature_degrees], axis=1)
-    return layout.split(summed(layout, rows, couplings, Pairs(edges.neighbors, edges.inside)))
+    return layout.split(summed(layout, rows, angular, Pairs(edges.neighbors, edges.inside, edges.reverse)))
 
 
 def _sum_by_formula(paths: list[Path], l_max: int, features: Features, radial: RadialWeights, edges: Edges) -> Features:
