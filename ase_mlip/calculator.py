@@ -15,6 +15,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase_mlip.cache import keep_compiled
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import Graph, NeighborCache
+from ase_mlip.parts import Part, cut, most_atoms, predict_in_parts
 from ase_mlip.predictor import Params, Predictor, compiled_interaction
 from ase_mlip.structure import InvalidStructure, check_structure, overlapping_pair, symbol_of
 from ase_mlip.uncertainty import deviation, has_committee, member_predictions
@@ -40,6 +41,8 @@ class MLIPCalculator(Calculator):
         level: which level of the model predicts; the newest by default.
         dtype: "float32" for molecular dynamics, "float64" for tight relaxations and phonons.
         skin: Angstrom by which the neighbour list reaches beyond the cutoff.
+        max_atoms: how many atoms are computed at once, those around a part included; a larger structure is computed
+            in parts, which takes longer and gives the same (see `parts.py`). By default what the memory holds.
 
     Raises:
         ValueError: a level or dtype that does not exist; the message lists those that do.
@@ -62,8 +65,12 @@ class MLIPCalculator(Calculator):
         level: str | None = None,
         dtype: str = "float32",
         skin: float = 0.3,
+        max_atoms: int | None = None,
     ):
         super().__init__()
+        if max_atoms is not None and max_atoms < 1:
+            raise ValueError(f"max_atoms={max_atoms}: give a positive number, or None for what the memory holds")
+        self.max_atoms = max_atoms
         keep_compiled()
         self.force_field = model if isinstance(model, ForceField) else ForceField.load(model or "default")
         self.head_weights = self.force_field.predictor.head_weights(level)
@@ -76,10 +83,13 @@ class MLIPCalculator(Calculator):
         self.neighbors = NeighborCache(self.force_field.elements, self.force_field.cutoff, skin)
         self._active, self._seen = self.force_field, frozenset[int]()
         self._device: tuple[np.ndarray, Graph] | None = None  # a neighbour table, and the graph that has it
+        self._parts: tuple[np.ndarray, list[Part]] | None = (
+            None  # a neighbour table, and the parts that it was cut into
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles put their own arrays on their own device."""
-        return {**self.__dict__, "_device": None}
+        return {**self.__dict__, "_device": None, "_parts": None}
 
     @property
     def name(self) -> str:
@@ -160,8 +170,13 @@ class MLIPCalculator(Calculator):
         force_field, count = self._active, len(atoms)
         graph = self.neighbors.update(atoms, self.head_weights)
         with precision(self.dtype):
-            prediction = compiled_interaction(*self.arguments(graph), False)
-            prediction = jax.tree.map(np.asarray, prediction)
+            predictor, params = self._active.prepared(self.dtype)
+            most = self.max_atoms or most_atoms(predictor, graph.neighbors.shape[1])
+            if count > most:
+                parts = self._cut(graph, predictor.network.config.num_layers, most)
+                prediction = predict_in_parts(predictor, params, graph, parts, self.dtype)
+            else:
+                prediction = jax.device_get(compiled_interaction(*self.arguments(graph), False))
         total = force_field.predictor.add_reference(graph, prediction)
         forces = np.asarray(total.forces[:count], np.float64)
         if not (np.isfinite(total.energy).all() and np.isfinite(forces).all()):
@@ -181,6 +196,12 @@ class MLIPCalculator(Calculator):
         if self._device is None or self._device[0] is not graph.neighbors:
             self._device = (graph.neighbors, jax.device_put(graph.astype(self.dtype)))
         return *self._active.prepared(self.dtype), self._device[1].moved(graph.positions, graph.cell)
+
+    def _cut(self, graph: Graph, hops: int, most: int) -> list[Part]:
+        """The parts of a graph, which stand as long as its neighbour list."""
+        if self._parts is None or self._parts[0] is not graph.neighbors:
+            self._parts = (graph.neighbors, cut(graph, hops, most))
+        return self._parts[1]
 
     def _deviate(self, atoms: ase.Atoms) -> dict[str, Any]:
         """Standard deviations over the members, of a structure that was just predicted."""
