@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ase_mlip.kernels import on_gpu
-from ase_mlip.structure import check_structure, find_neighbors, known_cell
+from ase_mlip.structure import check_structure, known_cell, neighbor_table
 
 Array = Any  # numpy on the host, jax inside a compiled function
 
@@ -66,21 +66,13 @@ class Graph:
             InvalidStructure: unknown elements, non-finite positions, or a periodic axis without a cell vector.
         """
         check_structure(atoms, elements)
-        centers, neighbors, shifts = find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-        counts = np.bincount(centers, minlength=len(atoms))
-        slots = int(counts.max(initial=0))
-        slot = np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
-        place = centers * np.intp(slots) + slot
-        table = np.repeat(np.arange(len(atoms), dtype=np.int32)[:, None], slots, axis=1)
-        table.ravel()[place] = neighbors
-        dense_shifts = np.zeros((len(atoms), slots, 3))
-        dense_shifts.reshape(-1, 3)[place] = shifts
+        neighbors, shifts, counts = neighbor_table(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
         return cls(
             positions=atoms.positions.copy(),
             species=np.searchsorted(elements, atoms.numbers).astype(np.int32),
-            neighbors=table,
-            shifts=dense_shifts,
-            slot_mask=np.arange(slots) < counts[:, None],
+            neighbors=neighbors,
+            shifts=shifts,
+            slot_mask=np.arange(neighbors.shape[1]) < counts[:, None],
             node_graph=np.zeros(len(atoms), np.int32),
             cell=known_cell(atoms)[None],
             head_weights=np.asarray(head_weights, float)[None],

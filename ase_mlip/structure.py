@@ -11,6 +11,8 @@ from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
 
+from ase_mlip.kernels.neighbor_list import available, list_neighbors
+
 OVERLAP = 0.1  # Angstrom, below which atoms lie on top of each other
 
 
@@ -81,20 +83,12 @@ def find_neighbors(
     pbc = np.asarray(pbc, bool)
     if len(positions) == 0:
         return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3))
-    box = complete_cell(np.where(pbc[:, None], cell, 0.0))
-    fractional = np.linalg.solve(box.T, positions.T).T
-    wrap = np.where(pbc, np.floor(fractional), 0.0)
-    inside = positions - wrap @ box
-    # enclose the atoms along the open axes, whatever length `complete_cell` chose
-    low, high = fractional.min(axis=0), fractional.max(axis=0)
-    lengths = np.linalg.norm(box, axis=1)
-    stretch = np.where(pbc, 1.0, (high - low) + 2 * cutoff / lengths)
-    origin = np.where(pbc, 0.0, low - cutoff / lengths) @ box
+    inside, wrap, box = _enclose(positions, cell, pbc, cutoff)
     hand = np.array([1.0, 1.0, np.sign(np.linalg.det(box))])
     centers, neighbors, shifts = neighbour_list(
         "ijS",
-        positions=inside - origin + np.where(hand < 0, 1.0, 0.0) @ (box * stretch[:, None]),
-        cell=box * (stretch * hand)[:, None],
+        positions=inside + np.where(hand < 0, 1.0, 0.0) @ box,
+        cell=box * hand[:, None],
         pbc=pbc,
         cutoff=float(cutoff),
     )
@@ -109,6 +103,45 @@ def find_neighbors(
     if not pbc.all():
         shifts *= pbc
     return centers, neighbors, shifts
+
+
+def neighbor_table(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `find_neighbors` finds, one row for each node: much faster in C++, where there is a compiler.
+
+    Returns:
+        neighbors [nodes, slots], whose unused slots hold the row's own number, shifts [nodes, slots, 3], and the number
+        of neighbours [nodes].
+    """
+    pbc = np.asarray(pbc, bool)
+    if len(positions) and available():
+        return list_neighbors(*_enclose(positions, cell, pbc, cutoff), pbc, float(cutoff))
+    centers, neighbors, shifts = find_neighbors(positions, cell, pbc, cutoff)
+    counts = np.bincount(centers, minlength=len(positions))
+    slots = int(counts.max(initial=0))
+    place = centers * np.intp(slots) + np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.repeat(np.arange(len(positions), dtype=np.int32)[:, None], slots, axis=1)
+    table.ravel()[place] = neighbors
+    dense = np.zeros((len(positions), slots, 3))
+    dense.reshape(-1, 3)[place] = shifts
+    return table, dense, counts
+
+
+def _enclose(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions within a box that spans space, the whole vectors taken off for that [nodes, 3], and the box [3, 3]."""
+    box = complete_cell(np.where(pbc[:, None], cell, 0.0))
+    fractional = np.linalg.solve(box.T, positions.T).T
+    wrap = np.where(pbc, np.floor(fractional), 0.0)
+    inside = positions - wrap @ box
+    # enclose the atoms along the open axes, whatever length `complete_cell` chose
+    low, high = fractional.min(axis=0), fractional.max(axis=0)
+    lengths = np.linalg.norm(box, axis=1)
+    stretch = np.where(pbc, 1.0, (high - low) + 2 * cutoff / lengths)
+    origin = np.where(pbc, 0.0, low - cutoff / lengths) @ box
+    return inside - origin, wrap, box * stretch[:, None]
 
 
 def overlapping_pair(atoms: ase.Atoms) -> tuple[int, int, float] | None:

@@ -11,8 +11,10 @@ import pytest
 from ase.build import bulk
 from conftest import CUTOFF, build_zoo
 
+from ase_mlip import structure
 from ase_mlip.graph import Graph, NeighborCache, PadShape, batch, round_up
-from ase_mlip.structure import InvalidStructure, find_neighbors
+from ase_mlip.kernels.neighbor_list import available
+from ase_mlip.structure import InvalidStructure, find_neighbors, neighbor_table
 
 ELEMENTS = (1, 6, 8, 29)
 Pairs = set[tuple[int, ...]]
@@ -66,13 +68,39 @@ def random_structure(seed: int) -> ase.Atoms:
     return ase.Atoms([29] * count, positions=rng.uniform(-9, 9, (count, 3)), cell=cell, pbc=pbc)
 
 
+def table_pairs(atoms: ase.Atoms, cutoff: float) -> list[tuple[int, ...]]:
+    """The same from `neighbor_table`; what is left of its rows must hold nothing."""
+    neighbors, shifts, counts = neighbor_table(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+    used = np.arange(neighbors.shape[1]) < counts[:, None]
+    assert neighbors.shape[1] == counts.max()
+    assert not shifts[~used].any()
+    assert (neighbors == np.arange(len(atoms))[:, None])[~used].all()
+    return [(int(i), int(neighbors[i, k]), *map(int, shifts[i, k])) for i, k in np.argwhere(used)]
+
+
 @pytest.mark.parametrize("seed", range(64))
-def test_neighbors_equal_sum_over_images(seed: int) -> None:
+def test_neighbors_equal_sum_over_images(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pair missing, none twice, shifts right: for all eight periodicities, both hands, far unwrapped atoms."""
     atoms = random_structure(seed)
-    found = list_pairs(atoms, 3.7)
-    assert len(found) == len(set(found))
-    assert set(found) == image_pairs(atoms, 3.7)
+    expected = image_pairs(atoms, 3.7)
+    assert available()
+    ways = [list_pairs(atoms, 3.7), table_pairs(atoms, 3.7)]
+    monkeypatch.setattr(structure, "available", lambda: False)
+    ways.append(table_pairs(atoms, 3.7))
+    for found in ways:
+        assert len(found) == len(set(found))
+        assert set(found) == expected
+
+
+def test_neighbors_of_many_atoms_in_many_bins() -> None:
+    """Enough atoms for bins of every kind, some of them in clumps that no uniform density foretells."""
+    rng = np.random.default_rng(0)
+    positions = np.concatenate([rng.uniform(-30, 30, (300, 3)), rng.normal(scale=1.5, size=(80, 3))])
+    atoms = ase.Atoms([29] * 380, positions=positions, cell=np.diag([31.0, 29.0, 33.0]) + 2.0, pbc=(True, False, True))
+    for cutoff in (0.8, 2.9, 7.3):
+        found = table_pairs(atoms, cutoff)
+        assert len(found) == len(set(found))
+        assert set(found) == image_pairs(atoms, cutoff)
 
 
 @pytest.mark.parametrize("name", build_zoo())

@@ -34,14 +34,20 @@ VECTOR = 16  # channels: a multiple of the widest vector, 64 bytes of float32
 @cache
 def problem() -> str | None:
     """Why the kernels cannot run here, or None if they can; compiles them where that has not been done yet."""
-    if os.environ.get(SWITCH, "on") == "off":
-        return f"switched off by {SWITCH}=off"
     if jax.default_backend() != "cpu":
         return f"XLA compiles for the {jax.default_backend()}"
+    return compiler_problem(*KERNELS, dtype="float32")
+
+
+def compiler_problem(*names: str, dtype: str) -> str | None:
+    """Why some sources cannot be compiled here, or None once they are."""
+    if os.environ.get(SWITCH, "on") == "off":
+        return f"switched off by {SWITCH}=off"
     if _find_compiler() is None:
         return "no C++ compiler was found: install g++ or clang++, or `pip install ziglang`, or name one in CXX"
     try:
-        load("float32")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: compile_library(name, dtype), names))
     except (OSError, subprocess.SubprocessError) as error:
         output = (getattr(error, "stderr", None) or str(error)).strip()
         return f"{compiler_name()} could not compile them: {output.splitlines()[-1] if output else error!r}"
@@ -93,25 +99,35 @@ def load(dtype: str) -> None:
     Raises:
         OSError, subprocess.SubprocessError: it did not work.
     """
-    compiler = _find_compiler()
-    if compiler is None:
-        raise OSError("no C++ compiler")
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    here = Path(__file__).parent
-    sources = [path.read_bytes() for path in sorted(here.glob("*.cc")) + sorted(here.glob("*.h"))]
-    facts = [version, jax.__version__, processor(), *FLAGS]
-    key = hashlib.sha256(b"\0".join([*sources, *(fact.encode() for fact in facts)])).hexdigest()[:16]
-    folder = cache_folder() / f"kernels-{key}"
     with ThreadPoolExecutor() as pool:
-        paths = list(pool.map(lambda kernel: _compile(compiler, folder, kernel, dtype), KERNELS))
+        paths = list(pool.map(lambda kernel: compile_library(kernel, dtype), KERNELS))
     _keep_memory()
     for kernel, path in zip(KERNELS, paths, strict=True):
         handler = getattr(ctypes.CDLL(str(path)), f"ase_mlip_{kernel}")
         jax.ffi.register_ffi_target(_target(kernel, dtype), jax.ffi.pycapsule(handler), platform="cpu")
 
 
-def _compile(compiler: tuple[str, ...], folder: Path, kernel: str, dtype: str) -> Path:
-    """Path of a kernel's library, compiled if it is not there."""
+@cache
+def _folder(compiler: tuple[str, ...]) -> Path:
+    """Where what this compiler makes of these sources for this processor is kept."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    here = Path(__file__).parent
+    sources = [path.read_bytes() for path in sorted(here.glob("*.cc")) + sorted(here.glob("*.h"))]
+    facts = [version, jax.__version__, processor(), *FLAGS]
+    key = hashlib.sha256(b"\0".join([*sources, *(fact.encode() for fact in facts)])).hexdigest()[:16]
+    return cache_folder() / f"kernels-{key}"
+
+
+def compile_library(kernel: str, dtype: str) -> Path:
+    """Path of a source's library, compiled if it is not there.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it did not work.
+    """
+    compiler = _find_compiler()
+    if compiler is None:
+        raise OSError("no C++ compiler")
+    folder = _folder(compiler)
     path = folder / f"{kernel}_{dtype}.so"
     if path.exists():
         return path
