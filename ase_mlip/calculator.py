@@ -15,12 +15,14 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase_mlip.cache import keep_compiled
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import Graph, NeighborCache
+from ase_mlip.kernels import on_gpu
 from ase_mlip.parts import Part, cut, most_atoms, predict_in_parts
 from ase_mlip.predictor import Params, Predictor, compiled_interaction
 from ase_mlip.structure import InvalidStructure, check_structure, overlapping_pair, symbol_of
 from ase_mlip.uncertainty import deviation, has_committee, member_predictions
 
 DEVIATIONS = ("energy_std", "forces_std")
+SKINS = {False: 0.3, True: 0.6}  # Angstrom, on a CPU and on a GPU
 
 
 class MLIPCalculator(Calculator):
@@ -40,7 +42,8 @@ class MLIPCalculator(Calculator):
             shipped base model by default.
         level: which level of the model predicts; the newest by default.
         dtype: "float32" for molecular dynamics, "float64" for tight relaxations and phonons.
-        skin: Angstrom by which the neighbour list reaches beyond the cutoff.
+        skin: Angstrom by which the neighbour list reaches beyond the cutoff; by default 0.3, and 0.6 on a GPU, where
+            a list takes longer than the forces.
         max_atoms: how many atoms are computed at once, those around a part included; a larger structure is computed
             in parts, which takes longer and gives the same (see `parts.py`). By default what the memory holds.
 
@@ -64,7 +67,7 @@ class MLIPCalculator(Calculator):
         *,
         level: str | None = None,
         dtype: str = "float32",
-        skin: float = 0.3,
+        skin: float | None = None,
         max_atoms: int | None = None,
     ):
         super().__init__()
@@ -80,6 +83,7 @@ class MLIPCalculator(Calculator):
         self.dtype = dtype
         with precision(dtype):
             pass
+        skin = SKINS[on_gpu()] if skin is None else skin
         self.neighbors = NeighborCache(self.force_field.elements, self.force_field.cutoff, skin)
         self._active, self._seen = self.force_field, frozenset[int]()
         self._device: tuple[np.ndarray, Graph] | None = None  # a neighbour table, and the graph that has it

@@ -106,7 +106,7 @@ def _shares(nodes: int, slots: int) -> int:
 
 def _total(parts: jax.Array) -> jax.Array:
     """The sum over the first axis."""
-    return parts[0] if len(parts) == 1 else parts.sum(axis=0)
+    return parts.reshape(parts.shape[1:]) if len(parts) == 1 else parts.sum(axis=0)
 
 
 def _inside_only(pairs: Pairs) -> jax.Array:
