@@ -18,7 +18,7 @@ from ase_mlip.graph import Graph, PadShape
 from ase_mlip.predictor import Params, Prediction, Predictor, compiled_interaction
 
 SHARE = 0.6  # of the memory that may be used
-ROWS_PER_NODE = 600  # channels-wide rows that a prediction holds for a node, at most
+ROWS_PER_NODE = 300  # channels-wide rows that a prediction holds for a node, at most
 ROWS_PER_SLOT = {True: 6, False: 45}  # and for a neighbour; with kernels or without
 
 
