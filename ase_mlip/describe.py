@@ -30,7 +30,7 @@ def describe(force_field: ForceField, path: str | os.PathLike[str]) -> dict[str,
         >>> from ase_mlip.force_field import model_path
         >>> rows = describe(ForceField.load("default"), model_path("default"))
         >>> rows["elements"], rows["cutoff"], rows["licence"]
-        ('4: H C N O', '4.5 Angstrom', 'MIT')
+        ('9: H C N O F P S Cl Br', '4.5 Angstrom', 'MIT')
     """
     network, provenance = force_field.predictor.network, force_field.provenance
     symbols, repulsion = force_field.dataset_info.symbols, force_field.dataset_info.repulsion
