@@ -77,7 +77,7 @@ def find_neighbors(
         cutoff: Angstrom.
 
     Returns:
-        centers [edges] (sorted), neighbors [edges], shifts [edges, 3] in whole cell vectors, integers, such that the
+        centers [edges] (sorted), neighbors [edges], shifts [edges, 3] in whole cell vectors, such that the
         vector from center to neighbour is `positions[neighbor] + shift @ cell - positions[center]`.
     """
     pbc = np.asarray(pbc, bool)
@@ -97,9 +97,8 @@ def find_neighbors(
         centers, neighbors, shifts = centers[order], neighbors[order], shifts[order]
     if hand[2] < 0:
         shifts *= hand.astype(shifts.dtype)
-    if wrap.any():
-        wrap = wrap.astype(shifts.dtype)
-        shifts += wrap[centers] - wrap[neighbors]
+    if wrap.any():  # numbers that need not fit the integers of a neighbour list
+        shifts = shifts + (wrap[centers] - wrap[neighbors])
     if not pbc.all():
         shifts *= pbc
     return centers, neighbors, shifts

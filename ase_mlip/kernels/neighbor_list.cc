@@ -51,7 +51,7 @@ struct Atom {
 // of a row points at itself. Returns the largest count: where that exceeds `slots`, the tables are not whole.
 //
 // `fractional` and `positions` [nodes, 3] lie within the box; `wrap` [nodes, 3] box vectors were taken off to put them there.
-extern "C" int64_t ase_mlip_neighbor_list(int64_t nodes, const double* fractional, const double* positions, const int32_t* wrap,
+extern "C" int64_t ase_mlip_neighbor_list(int64_t nodes, const double* fractional, const double* positions, const double* wrap,
                                           const double* vectors, const uint8_t* periodic, double cutoff, int64_t slots,
                                           int32_t* neighbors, double* shifts, int32_t* counts) {
   const Box box = make_box(vectors, periodic, nodes, cutoff);

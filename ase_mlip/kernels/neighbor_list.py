@@ -27,7 +27,7 @@ def list_neighbors(
 
     Args:
         positions: [nodes, 3] within the box, whose corner is the origin, Angstrom.
-        wrap: [nodes, 3] whole box vectors that were taken off to put them there.
+        wrap: [nodes, 3] whole box vectors that were taken off to put them there; any number that a float64 holds.
         box: [3, 3] rows are vectors that span space.
         pbc: [3] along which of them it is periodic.
         cutoff: Angstrom.
@@ -40,7 +40,7 @@ def list_neighbors(
     inputs: list[np.ndarray] = [
         np.ascontiguousarray(np.linalg.solve(box.T, positions.T).T),
         np.ascontiguousarray(positions, float),
-        np.ascontiguousarray(wrap, np.int32),
+        np.ascontiguousarray(wrap, float),
         np.ascontiguousarray(box, float),
         np.ascontiguousarray(pbc, np.uint8),
     ]
