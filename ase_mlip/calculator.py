@@ -16,7 +16,7 @@ from ase_mlip.cache import keep_compiled
 from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import Graph, NeighborCache
 from ase_mlip.kernels import on_gpu
-from ase_mlip.parts import Part, cut, most_atoms, predict_in_parts
+from ase_mlip.parts import Part, cut, most_atoms, on_device, predict_in_parts
 from ase_mlip.predictor import Params, Predictor, compiled_interaction
 from ase_mlip.structure import InvalidStructure, check_structure, overlapping_pair, symbol_of
 from ase_mlip.uncertainty import deviation, has_committee, member_predictions
@@ -87,9 +87,7 @@ class MLIPCalculator(Calculator):
         self.neighbors = NeighborCache(self.force_field.elements, self.force_field.cutoff, skin)
         self._active, self._seen = self.force_field, frozenset[int]()
         self._device: tuple[np.ndarray, Graph] | None = None  # a neighbour table, and the graph that has it
-        self._parts: tuple[np.ndarray, list[Part]] | None = (
-            None  # a neighbour table, and the parts that it was cut into
-        )
+        self._parts: tuple[np.ndarray, list[Part]] | None = None  # the same, and the parts that it was cut into
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles put their own arrays on their own device."""
@@ -174,11 +172,11 @@ class MLIPCalculator(Calculator):
         force_field, count = self._active, len(atoms)
         graph = self.neighbors.update(atoms, self.head_weights)
         with precision(self.dtype):
-            predictor, params = self._active.prepared(self.dtype)
+            predictor, params = force_field.prepared(self.dtype)
             most = self.max_atoms or most_atoms(predictor, graph.neighbors.shape[1])
             if count > most:
                 parts = self._cut(graph, predictor.network.config.num_layers, most)
-                prediction = predict_in_parts(predictor, params, graph, parts, self.dtype)
+                prediction = predict_in_parts(predictor, params, graph, parts)
             else:
                 prediction = jax.device_get(compiled_interaction(*self.arguments(graph), False))
         total = force_field.predictor.add_reference(graph, prediction)
@@ -204,7 +202,7 @@ class MLIPCalculator(Calculator):
     def _cut(self, graph: Graph, hops: int, most: int) -> list[Part]:
         """The parts of a graph, which stand as long as its neighbour list."""
         if self._parts is None or self._parts[0] is not graph.neighbors:
-            self._parts = (graph.neighbors, cut(graph, hops, most))
+            self._parts = (graph.neighbors, on_device(cut(graph, hops, most), self.dtype))
         return self._parts[1]
 
     def _deviate(self, atoms: ase.Atoms) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
-from ase_mlip.graph import Graph, PadShape
+from ase_mlip.graph import Graph, PadShape, batch
 from ase_mlip.predictor import Params, Prediction, Predictor, compiled_interaction
 
 SHARE = 0.6  # of the memory that may be used
@@ -61,26 +61,34 @@ def cut(graph: Graph, hops: int, most: int) -> list[Part]:
     """
     rows = np.flatnonzero(np.asarray(graph.node_graph) == 0)
     reach = list(_divide(graph, _wrapped(graph), rows, hops, most))
-    shape = PadShape(2, max(len(own) + len(halo) for own, halo in reach), graph.neighbors.shape[1]).rounded()
-    return [_part(graph, own, halo, shape) for own, halo in reach]
+    graphs = [_take(graph, np.concatenate(nodes)) for nodes in reach]
+    shape = PadShape(2, max(len(part.species) for part in graphs), graph.neighbors.shape[1]).rounded()
+    return [
+        Part(np.concatenate(nodes), len(nodes[0]), _halved(batch([part], shape), len(nodes[0])))
+        for nodes, part in zip(reach, graphs, strict=True)
+    ]
 
 
-def predict_in_parts(predictor: Predictor, params: Params, graph: Graph, parts: list[Part], dtype: str) -> Prediction:
+def on_device(parts: list[Part], dtype: str) -> list[Part]:
+    """The same parts, whose graphs stay on the device: only positions and cell are new at each step."""
+    return [replace(part, graph=jax.device_put(part.graph.astype(dtype))) for part in parts]
+
+
+def predict_in_parts(predictor: Predictor, params: Params, graph: Graph, parts: list[Part]) -> Prediction:
     """As `compiled_interaction` for a graph of one structure, on the host in float64.
 
     Args:
         predictor: the heads and levels.
         params: on the device.
         graph: as it was cut, but for the positions and the cell.
-        parts: see `cut`.
-        dtype: of the computation.
+        parts: see `cut` and `on_device`.
     """
     count = len(graph.positions)
     energies, forces, stress = np.zeros(count), np.zeros((count, 3)), np.zeros((1, 3, 3))
     for part in parts:
         positions = np.zeros((len(part.graph.positions), 3))
         positions[: len(part.nodes)] = graph.positions[part.nodes]
-        moved = part.graph.astype(dtype).moved(positions, np.repeat(graph.cell, 2, axis=0))
+        moved = part.graph.moved(positions, np.repeat(graph.cell, 2, axis=0))
         found = jax.device_get(compiled_interaction(predictor, params, moved, False))
         energies[part.nodes[: part.own]] = found.node_energies[: part.own]
         forces[part.nodes] += found.forces[: len(part.nodes)]
@@ -127,33 +135,28 @@ def _reach(graph: Graph, own: np.ndarray, hops: int) -> np.ndarray:
     return np.flatnonzero(inside)
 
 
-def _part(graph: Graph, own: np.ndarray, halo: np.ndarray, shape: PadShape) -> Part:
-    nodes = np.concatenate([own, halo])
-    count, here = len(nodes), np.arange(shape.nodes, dtype=np.int32)
-    place = np.full(len(graph.positions), -1, np.int32)
-    place[nodes] = here[:count]
+def _take(graph: Graph, nodes: np.ndarray) -> Graph:
+    """Some nodes as a structure of their own, with the pairs among them."""
+    place, here = np.full(len(graph.positions), -1, np.int32), np.arange(len(nodes), dtype=np.int32)
+    place[nodes] = here
     neighbors = place[graph.neighbors[nodes]]
     known = graph.slot_mask[nodes] & (neighbors >= 0)
-    table, mask = np.repeat(here[:, None], shape.slots, axis=1), np.zeros((shape.nodes, shape.slots), bool)
-    shifts = np.zeros((shape.nodes, shape.slots, 3))
-    slots = neighbors.shape[1]
-    table[:count, :slots] = np.where(known, neighbors, here[:count, None])
-    mask[:count, :slots] = known
-    shifts[:count, :slots] = np.where(known[..., None], graph.shifts[nodes], 0.0)
-    species, node_graph = np.zeros(shape.nodes, np.int32), np.full(shape.nodes, 2, np.int32)
-    species[:count] = graph.species[nodes]
-    node_graph[:count] = np.arange(count) >= len(own)
-    return Part(
-        nodes,
-        len(own),
-        Graph(
-            positions=np.zeros((shape.nodes, 3)),
-            species=species,
-            neighbors=table,
-            shifts=shifts,
-            slot_mask=mask,
-            node_graph=node_graph,
-            cell=np.repeat(graph.cell, 2, axis=0),
-            head_weights=np.concatenate([graph.head_weights, np.zeros_like(graph.head_weights)]),
-        ),
+    return replace(
+        graph,
+        positions=graph.positions[nodes],
+        species=graph.species[nodes],
+        neighbors=np.where(known, neighbors, here[:, None]),
+        shifts=np.where(known[..., None], graph.shifts[nodes], 0.0),
+        slot_mask=known,
+        node_graph=np.zeros(len(nodes), np.int32),
+    )
+
+
+def _halved(padded: Graph, own: int) -> Graph:
+    """A padded structure whose nodes after the first `own` are the graph 1, in the same cell and without energy."""
+    halo = (padded.node_graph == 0) & (np.arange(len(padded.node_graph)) >= own)
+    return replace(
+        padded,
+        node_graph=np.where(halo, 1, padded.node_graph).astype(np.int32),
+        cell=np.repeat(padded.cell[:1], 2, axis=0),
     )

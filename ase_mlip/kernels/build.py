@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -36,18 +36,17 @@ def problem() -> str | None:
     """Why the kernels cannot run here, or None if they can; compiles them where that has not been done yet."""
     if jax.default_backend() != "cpu":
         return f"XLA compiles for the {jax.default_backend()}"
-    return compiler_problem(*KERNELS, dtype="float32")
+    return failure(lambda: load("float32"))
 
 
-def compiler_problem(*names: str, dtype: str) -> str | None:
-    """Why some sources cannot be compiled here, or None once they are."""
+def failure(build: Callable[[], Any]) -> str | None:
+    """Why something cannot be compiled and loaded here, or None once it is."""
     if os.environ.get(SWITCH, "on") == "off":
         return f"switched off by {SWITCH}=off"
     if _find_compiler() is None:
         return "no C++ compiler was found: install g++ or clang++, or `pip install ziglang`, or name one in CXX"
     try:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda name: compile_library(name, dtype), names))
+        build()
     except (OSError, subprocess.SubprocessError) as error:
         output = (getattr(error, "stderr", None) or str(error)).strip()
         return f"{compiler_name()} could not compile them: {output.splitlines()[-1] if output else error!r}"

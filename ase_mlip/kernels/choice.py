@@ -37,12 +37,8 @@ def usable(channels: int, correlation: int = 1, tabulated: bool = False) -> bool
 
 def describe(network: Any = None) -> str:
     """Which path runs the hot loops of a network on this machine (of any, if None), one line."""
-    reason = gpu_problem() if on_gpu() else build.problem()
-    if (
-        reason is None
-        and network is not None
-        and not getattr(network, "has_tables" if on_gpu() else "has_kernels", False)
-    ):
+    reason, covers = (gpu_problem(), "has_tables") if on_gpu() else (build.problem(), "has_kernels")
+    if reason is None and network is not None and not getattr(network, covers, False):
         reason = "the kernels do not cover this architecture or shape"
     if reason:
         return f"plain JAX: {reason}"

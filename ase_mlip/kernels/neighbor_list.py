@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ase_mlip.kernels.build import compile_library, compiler_problem
+from ase_mlip.kernels.build import compile_library, failure
 
 NAME = "neighbor_list"
 SPARE = 1.3  # room for more neighbours than a uniform density gives
@@ -17,7 +17,7 @@ SPARE = 1.3  # room for more neighbours than a uniform density gives
 @cache
 def available() -> bool:
     """Whether it can be compiled here; compiles it where that has not been done yet."""
-    return compiler_problem(NAME, dtype="float64") is None
+    return failure(_function) is None
 
 
 def list_neighbors(
