@@ -48,7 +48,7 @@ class Batches:
     """Packs examples into batches of a few fixed shapes.
 
     Examples are grouped by their largest number of neighbours, each group with its own shape, so that small molecules
-    do not pay for the slots of large ones. Within a group a batch is filled until its graphs or its nodes are full.
+    do not pay for the slots of large ones. Within a group a batch is filled until its graphs, nodes or pairs are full.
     The examples may lie on disk: only their sizes are kept here, and a batch's examples are read when it is made.
 
     Args:
@@ -71,16 +71,18 @@ class Batches:
         if not examples:
             raise ValueError("there are no examples to make batches of; give at least one")
         self.examples = examples
-        self._nodes, slots = np.array([example.graph.slot_mask.shape for example in examples]).T
-        limits = slot_limits(self._nodes, slots, max_shapes)
+        shapes = [example.graph.shape for example in examples]
+        slots = np.array([shape.slots for shape in shapes])
+        self._sizes = np.array([(shape.nodes, shape.pairs) for shape in shapes])
+        limits = slot_limits(self._sizes[:, 0], slots, max_shapes)
         group = np.searchsorted(limits, slots)
         self.groups: list[tuple[PadShape, np.ndarray]] = []
         for number, limit in enumerate(limits):
             members = np.flatnonzero(group == number)
             # room for batch_size graphs of mean size, and for the largest one
-            size, nodes = min(batch_size, len(members)), self._nodes[members]
-            room = max(int(nodes.max()), int(np.ceil(size * nodes.mean())))
-            self.groups.append((PadShape(size, round_up(room), limit), members))
+            size, sizes = min(batch_size, len(members)), self._sizes[members]
+            nodes, pairs = np.maximum(sizes.max(axis=0), np.ceil(size * sizes.mean(axis=0))).astype(int)
+            self.groups.append((PadShape(size, int(nodes), limit, int(pairs)).rounded(), members))
 
     @property
     def shapes(self) -> list[PadShape]:
@@ -105,9 +107,10 @@ class Batches:
     def _fill(self, shape: PadShape, members: np.ndarray, most: int) -> Iterator[tuple[PadShape, list[int]]]:
         """Put each member into the first batch with room; of more than `most` batches begun, the fullest is closed."""
         begun: list[list[int]] = []
-        room: list[int] = []  # nodes left in each
-        for index, nodes in zip(members.tolist(), self._nodes[members].tolist(), strict=True):
-            place = next((number for number, left in enumerate(room) if nodes <= left), len(begun))
+        room: list[tuple[int, int]] = []  # nodes and pairs left in each
+        for index, (nodes, pairs) in zip(members.tolist(), self._sizes[members].tolist(), strict=True):
+            fitting = (number for number, left in enumerate(room) if nodes <= left[0] and pairs <= left[1])
+            place = next(fitting, len(begun))
             if place == most:
                 fullest = room.index(min(room))
                 yield shape, begun.pop(fullest)
@@ -115,9 +118,9 @@ class Batches:
                 place -= 1
             if place == len(begun):
                 begun.append([])
-                room.append(shape.nodes)
+                room.append((shape.nodes, shape.pairs))
             begun[place].append(index)
-            room[place] -= nodes
+            room[place] = (room[place][0] - nodes, room[place][1] - pairs)
             if len(begun[place]) == shape.graphs:
                 yield shape, begun.pop(place)
                 room.pop(place)

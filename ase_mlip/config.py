@@ -174,7 +174,9 @@ class TrainConfig(Labelled):
     epochs: Annotated[int, "passes over the data"] = 100
     batch_size: Annotated[int, "structures in a batch"] = 8
     max_shapes: Annotated[int, "pad shapes, at most; more waste less and compile longer"] = 4
-    learning_rate: Annotated[float, "peak of the cosine schedule"] = 1e-2
+    optimizer: Annotated[str, "amsgrad, or muon: fewer epochs, each a little longer"] = "amsgrad"
+    learning_rate: Annotated[float, "peak of the schedule"] = 1e-2
+    schedule: Annotated[str, "cosine, plateau or constant"] = "cosine"
     clip: Annotated[float, "largest norm of the gradient"] = 10.0
     ema: Annotated[float, "decay of the moving average that is kept"] = 0.99
     eval_every: Annotated[int, "epochs between evaluations, which are also checkpoints"] = 1

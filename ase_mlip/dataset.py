@@ -221,7 +221,7 @@ class Example:
             InvalidStructure: the structure cannot be predicted.
             ValueError: a label is not finite.
         """
-        graph = Graph.from_atoms(atoms, elements, cutoff, head_weights)
+        graph = Graph.from_atoms(atoms, elements, cutoff, head_weights).with_pairs()
         graph = replace(graph, shifts=_compact(graph.shifts))
         labels = read_labels(atoms, keys)
         for label, value in labels.items():

@@ -128,10 +128,18 @@ def train_from_scratch(
         start,
         examples,
         [Validation(level, valid_examples)],
-        make_optimizer(config.learning_rate, config.clip, steps, schedule="cosine", weight_decay=0.0, accumulate=1),
+        make_optimizer(
+            config.learning_rate,
+            config.clip,
+            steps,
+            schedule=config.schedule,
+            weight_decay=0.0,
+            accumulate=1,
+            optimizer=config.optimizer,
+        ),
         settings,
         folder=None if config.folder is None else Path(config.folder),
-        identity=f"learning rate {config.learning_rate}, clip {config.clip}",
+        identity=f"{config.optimizer}, learning rate {config.learning_rate} {config.schedule}, clip {config.clip}",
         log=log,
     )
     result = replace(result, force_field=_signed(result, config, len(frames)))

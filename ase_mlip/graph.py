@@ -45,6 +45,7 @@ class Graph:
     node_graph: Array  # [nodes] the graph a node belongs to
     cell: Array  # [graphs, 3, 3] Angstrom, rows are cell vectors; open axes are zero unless all three span space
     head_weights: Array  # [graphs, heads] what each readout head counts in a graph's energy
+    pairs: Array  # [pairs, 3] both directions of a pair at once, see `with_pairs`; empty if they are not listed
 
     @classmethod
     def from_atoms(
@@ -76,6 +77,7 @@ class Graph:
             node_graph=np.zeros(len(atoms), np.int32),
             cell=known_cell(atoms)[None],
             head_weights=np.asarray(head_weights, float)[None],
+            pairs=np.zeros((0, 3), np.int32),
         )
 
     @property
@@ -86,7 +88,28 @@ class Graph:
     @property
     def shape(self) -> PadShape:
         """The shape this graph has now."""
-        return PadShape(self.num_graphs, *self.slot_mask.shape)
+        nodes, slots = self.slot_mask.shape
+        return PadShape(self.num_graphs, nodes, slots, len(self.pairs))
+
+    def with_pairs(self) -> Graph:
+        """The same graph with its pairs listed: node, slot, and the slot of the neighbour that holds the node.
+
+        What depends on the distance alone is computed once for both directions then, and not for padding slots. A pair
+        that is in the table in one direction alone, at the cutoff, has the number of slots in the last place. On the
+        host.
+        """
+        node, slot = np.nonzero(self.slot_mask)
+        neighbor, shift = self.neighbors[node, slot], self.shifts[node, slot].astype(int)
+        sign = np.sign(neighbor - node)
+        for axis in range(3):  # an atom and its own image
+            sign = np.where(sign == 0, np.sign(shift[:, axis]), sign)
+        keys = np.column_stack([np.minimum(node, neighbor), np.maximum(node, neighbor), shift * sign[:, None]])
+        order = np.lexsort(keys.T)
+        begins = np.ones(len(order), bool)
+        begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+        first, back = order[begins], np.full(int(begins.sum()), self.neighbors.shape[1])
+        back[np.cumsum(begins)[~begins] - 1] = slot[order[~begins]]
+        return replace(self, pairs=np.column_stack([node[first], slot[first], back]).astype(np.int32))
 
     def vectors(self, cutoff: float) -> Array:
         """Vectors from each node to its neighbours, [nodes, slots, 3] Angstrom.
@@ -113,6 +136,19 @@ class Graph:
         found = (neighbors[neighbors] == here) & (image[neighbors] == -image[..., None]) & mask[neighbors]
         slots = jnp.arange(neighbors.shape[1])
         return jnp.sum(jnp.where(found & mask[..., None], slots, 0), axis=-1)
+
+    def pair_rows(self) -> tuple[Array, Array]:
+        """Where pairs and slots find each other.
+
+        Returns:
+            [pairs] number of the slot, counted through all rows, of each pair's first direction (too large in padding),
+            and [nodes, slots] number of each slot's pair, plus the number of pairs in the second direction.
+        """
+        node, slot, back = jnp.asarray(self.pairs).T
+        (nodes, slots), numbers = self.neighbors.shape, jnp.arange(len(node), dtype=jnp.int32)
+        neighbor = jnp.asarray(self.neighbors).at[node, slot].get(mode="fill", fill_value=nodes)
+        rows = jnp.zeros((nodes, slots), jnp.int32).at[node, slot].set(numbers, mode="drop")
+        return node * slots + slot, rows.at[neighbor, back].set(len(node) + numbers, mode="drop")
 
     def sum_graphs(self, values: Array) -> Array:
         """The sum over each graph's nodes, [nodes, ...] -> [graphs, ...], in a fixed order on a GPU too."""
@@ -144,19 +180,22 @@ class Graph:
 
 @dataclass(frozen=True, order=True)
 class PadShape:
-    """Shape of a padded graph; one compilation serves all graphs of one shape."""
+    """Shape of a padded graph; one compilation serves all graphs of one shape. Without `pairs` none are listed."""
 
     graphs: int
     nodes: int
     slots: int
+    pairs: int = 0
 
     def holds(self, other: PadShape) -> bool:
         """Whether a graph of shape `other` fits into this one."""
-        return self.graphs >= other.graphs and self.nodes >= other.nodes and self.slots >= other.slots
+        fits = self.graphs >= other.graphs and self.nodes >= other.nodes and self.slots >= other.slots
+        return fits and (not self.pairs or self.pairs >= other.pairs)
 
     def rounded(self) -> PadShape:
-        """The bucket for this shape: nodes and slots rounded up by at most 4 or an eighth."""
-        return replace(self, nodes=round_up(self.nodes), slots=round_up(self.slots))
+        """The bucket for this shape: nodes, slots and pairs rounded up by at most 4 or an eighth."""
+        pairs = round_up(self.pairs) if self.pairs else 0
+        return PadShape(self.graphs, round_up(self.nodes), round_up(self.slots), pairs)
 
 
 def round_up(count: int) -> int:
@@ -173,14 +212,17 @@ def batch(graphs: Sequence[Graph], shape: PadShape | None = None) -> Graph:
         shape: the padded shape; by default the exact sum of nodes and the largest number of slots.
 
     Raises:
-        ValueError: the graphs do not fit into `shape`.
+        ValueError: the graphs do not fit into `shape`, or it lists pairs and they do not.
     """
     counts = [len(g.species) for g in graphs]
-    needed = PadShape(len(graphs), sum(counts), max(g.neighbors.shape[1] for g in graphs))
+    listed = sum(len(g.pairs) for g in graphs)
+    needed = PadShape(len(graphs), sum(counts), max(g.neighbors.shape[1] for g in graphs), listed)
     shape = shape or needed
     if not shape.holds(needed):
         raise ValueError(f"graphs that need {needed} do not fit into {shape}: choose a larger pad shape")
-    starts = np.cumsum([0, *counts])
+    if shape.pairs and any(2 * len(g.pairs) < np.count_nonzero(g.slot_mask) for g in graphs):
+        raise ValueError(f"{shape} lists pairs, and some graphs do not: list theirs by `Graph.with_pairs`")
+    starts, pair_starts = np.cumsum([0, *counts]), np.cumsum([0, *(len(g.pairs) for g in graphs)])
     out = Graph(
         positions=np.zeros((shape.nodes, 3)),
         species=np.zeros(shape.nodes, np.int32),
@@ -190,6 +232,7 @@ def batch(graphs: Sequence[Graph], shape: PadShape | None = None) -> Graph:
         node_graph=np.full(shape.nodes, shape.graphs, np.int32),
         cell=np.zeros((shape.graphs, 3, 3)),
         head_weights=np.zeros((shape.graphs, graphs[0].head_weights.shape[1])),
+        pairs=np.full((shape.pairs, 3), (shape.nodes, 0, shape.slots), np.int32),
     )
     for number, (graph, start, count) in enumerate(zip(graphs, starts, counts, strict=False)):
         rows, slots = slice(start, start + count), slice(graph.neighbors.shape[1])
@@ -201,6 +244,8 @@ def batch(graphs: Sequence[Graph], shape: PadShape | None = None) -> Graph:
         out.node_graph[rows] = number
         out.cell[number] = graph.cell[0]
         out.head_weights[number] = graph.head_weights[0]
+        if shape.pairs:
+            out.pairs[pair_starts[number] : pair_starts[number + 1]] = graph.pairs + np.array([start, 0, 0])
     return out
 
 

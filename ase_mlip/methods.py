@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from optax.contrib import MuonDimensionNumbers
 
 from ase_mlip.predictor import Network, Params
-from ase_mlip.presets import Schedule
+from ase_mlip.presets import Optimizer, Schedule
 from ase_mlip.tuning import Adapters
+
+# parts of names: tables of elements, constants, and weights of products
+NO_MATRICES = ("embedding", "element_neighbor", "element_center", "bias", "norm", "contraction")
 
 
 def choose_adapters(
@@ -57,9 +61,16 @@ def choose_adapters(
 
 
 def make_optimizer(
-    learning_rate: float, clip: float, steps: int, *, schedule: str, weight_decay: float, accumulate: int
+    learning_rate: float,
+    clip: float,
+    steps: int,
+    *,
+    schedule: str,
+    weight_decay: float,
+    accumulate: int,
+    optimizer: str = "amsgrad",
 ) -> optax.GradientTransformation:
-    """AMSGrad under a clipped gradient.
+    """AMSGrad or Muon under a clipped gradient.
 
     Args:
         learning_rate: peak.
@@ -69,12 +80,15 @@ def make_optimizer(
             loss has not fallen for 200 updates; "constant" stays.
         weight_decay: decoupled, towards the pretrained parameters where adapters train.
         accumulate: batches whose gradients are averaged into one update.
+        optimizer: "muon" makes the updates of matrices orthogonal (arXiv:2502.16982), about as large as Adam's, and
+            takes Adam (with Nesterov's momentum) for everything else.
 
     Raises:
         ValueError: a value that cannot be.
     """
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule={schedule!r}: give one of {', '.join(map(repr, get_args(Schedule)))}")
+    for name, choice, kind in (("schedule", schedule, Schedule), ("optimizer", optimizer, Optimizer)):
+        if choice not in get_args(kind):
+            raise ValueError(f"{name}={choice!r}: give one of {', '.join(map(repr, get_args(kind)))}")
     for name, value in (("learning_rate", learning_rate), ("clip", clip), ("accumulate", accumulate)):
         if not value > 0:
             raise ValueError(f"{name}={value}: give a positive number")
@@ -87,7 +101,7 @@ def make_optimizer(
         rate = optax.warmup_cosine_decay_schedule(
             learning_rate / 10, learning_rate, warm_up, updates, learning_rate / 100
         )
-    parts = [optax.clip_by_global_norm(clip), optax.scale_by_amsgrad()]
+    parts = [optax.clip_by_global_norm(clip), optax.scale_by_amsgrad() if optimizer == "amsgrad" else _muon()]
     if weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay))
     parts.append(optax.scale_by_learning_rate(rate))
@@ -95,6 +109,25 @@ def make_optimizer(
         parts.append(optax.contrib.reduce_on_plateau(factor=0.5, patience=10, accumulation_size=20))
     chain = optax.chain(*parts)
     return chain if accumulate == 1 else optax.MultiSteps(chain, accumulate).gradient_transformation()
+
+
+def _muon() -> optax.GradientTransformation:
+    """The direction alone, with the sign of the gradient."""
+    return optax.contrib.muon(-1.0, consistent_rms=0.2, muon_weight_dimension_numbers=matrices)
+
+
+def matrices(params: Params) -> dict[str, Any]:
+    """Which axes of each parameter map features to features; None for what is no stack of such matrices."""
+
+    def axes(name: str, shape: tuple[int, ...]) -> MuonDimensionNumbers | None:
+        if any(word in name for word in NO_MATRICES):
+            return None
+        if len(shape) == 3 and name.endswith("/output"):  # [width, paths, channels]
+            return MuonDimensionNumbers(0, 2)
+        return MuonDimensionNumbers(len(shape) - 2, len(shape) - 1) if len(shape) in (2, 3) else None
+
+    flat = flatten_dict(dict(params), sep="/")
+    return unflatten_dict({name: axes(name, np.shape(value)) for name, value in flat.items()}, sep="/")
 
 
 def describe_adapters(params: Params, adapters: Adapters, blocks: Sequence[str]) -> list[str]:

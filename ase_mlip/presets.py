@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Schedule = Literal["cosine", "plateau", "constant"]
+Optimizer = Literal["amsgrad", "muon"]
 
 
 @dataclass(frozen=True)

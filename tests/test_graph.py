@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import ase
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase.build import bulk, molecule
 from conftest import CUTOFF, build_zoo
 
 from ase_mlip import structure
@@ -119,6 +119,57 @@ def test_graph_vectors(name: str) -> None:
     assert (np.array(ELEMENTS)[graph.species] == atoms.numbers).all()
 
 
+@pytest.mark.parametrize("name", build_zoo())
+def test_listed_pairs_are_both_directions_of_every_pair(name: str) -> None:
+    """Each slot in use is one direction of one pair; the two are opposite vectors between their nodes."""
+    graph = Graph.from_atoms(build_zoo()[name], ELEMENTS, CUTOFF).with_pairs()
+    node, slot, back = graph.pairs.T
+    neighbor = graph.neighbors[node, slot]
+    used = [*zip(node, slot, strict=True), *zip(neighbor, back, strict=True)]
+    assert sorted(used) == sorted(map(tuple, np.argwhere(graph.slot_mask)))
+    assert (graph.neighbors[neighbor, back] == node).all()
+    vectors = np.asarray(graph.vectors(CUTOFF))
+    np.testing.assert_allclose(vectors[node, slot], -vectors[neighbor, back], atol=1e-5)
+
+
+def test_listed_pairs_in_a_batch() -> None:
+    """A padded batch lists the pairs of its graphs; every slot in use finds its own."""
+    listed = [Graph.from_atoms(atoms, ELEMENTS, CUTOFF).with_pairs() for atoms in build_zoo().values()]
+    exact = batch(listed)
+    padded = batch(listed, replace(exact.shape, nodes=exact.shape.nodes + 3, pairs=exact.shape.pairs + 7))
+    for graph in (exact, padded):
+        first, rows = map(np.asarray, graph.pair_rows())
+        count, slots = len(graph.pairs), graph.neighbors.shape[1]
+        assert len(set(rows[graph.slot_mask])) == graph.slot_mask.sum() == 2 * exact.shape.pairs
+        own = np.arange(graph.slot_mask.size).reshape(graph.slot_mask.shape)
+        forward = graph.slot_mask & (rows < count)
+        np.testing.assert_array_equal(first[rows[forward]], own[forward])
+        vectors = np.asarray(graph.vectors(CUTOFF)).reshape(-1, 3)
+        np.testing.assert_allclose(
+            vectors[first[rows[graph.slot_mask] % count]] ** 2, vectors[own[graph.slot_mask]] ** 2
+        )
+        assert (first[exact.shape.pairs :] >= len(graph.species) * slots).all()
+
+
+def test_pair_in_one_direction_alone() -> None:
+    """Rounding may leave a pair at the cutoff in one row only; it is listed, without a way back."""
+    graph = Graph.from_atoms(molecule("H2O"), ELEMENTS, CUTOFF)
+    graph.slot_mask[2, 1] = False
+    pairs = graph.with_pairs().pairs
+    assert len(pairs) == 3
+    assert (pairs[:, 2] == graph.slot_mask.shape[1]).sum() == 1
+    first, rows = map(np.asarray, graph.with_pairs().pair_rows())
+    assert len(set(rows[graph.slot_mask])) == 5
+    assert len(first) == 3
+
+
+def test_batch_wants_the_pairs_of_all_graphs_or_of_none() -> None:
+    graph = Graph.from_atoms(molecule("H2O"), ELEMENTS, CUTOFF)
+    with pytest.raises(ValueError, match=r"list theirs by `Graph\.with_pairs`"):
+        batch([graph, graph.with_pairs()])
+    assert len(batch([graph, graph.with_pairs()], PadShape(2, 6, 2)).pairs) == 0
+
+
 def test_batch_pads_without_touching_the_graphs() -> None:
     """Each graph comes out of a padded batch as it went in; padding is masked and belongs to no graph."""
     singles = [Graph.from_atoms(atoms, ELEMENTS, CUTOFF, (1.0, 0.5)) for atoms in build_zoo().values()]
@@ -161,6 +212,9 @@ def test_pad_shape_rounding() -> None:
     assert PadShape(2, 21, 100).rounded() == PadShape(2, 24, 104)
     assert PadShape(1, 4, 4).holds(PadShape(1, 4, 4))
     assert not PadShape(1, 4, 4).holds(PadShape(1, 4, 5))
+    assert PadShape(1, 4, 4, 21).rounded() == PadShape(1, 4, 4, 24)
+    assert PadShape(1, 4, 4).holds(PadShape(1, 4, 4, 9))
+    assert not PadShape(1, 4, 4, 8).holds(PadShape(1, 4, 4, 9))
 
 
 def test_astype_casts_real_numbers_only() -> None:

@@ -30,6 +30,7 @@ from ase_mlip.networks.symmetric import symmetric_contractions
 from ase_mlip.predictor import compiled_interaction
 
 NODES, SLOTS, CHANNELS = 5, 4, 16
+ROWS = 12  # of weights, for 20 slots
 OFFSET = np.array([0.3, 1.1, 2.6])  # Angstrom between two molecules
 PATHS = ((0, 0, 0), (1, 1, 0), (0, 1, 1), (2, 1, 1), (1, 2, 3), (2, 2, 2))
 LAYOUT = Layout(PATHS, (0, 1, 2))
@@ -38,17 +39,18 @@ CONFIG = MaceConfig(num_channels=16, l_max=3, hidden_l_max=1, num_bessel=4, radi
 
 @pytest.fixture(scope="module")
 def factors() -> tuple[list[np.ndarray], Pairs]:
-    """Random weights, features, couplings and messages; some pairs are outside."""
+    """Random weights, features, couplings and messages; some pairs are outside, some share their weights."""
     rng = np.random.default_rng(0)
     shapes = [
-        (NODES, SLOTS, len(PATHS), CHANNELS),
+        (ROWS, len(PATHS), CHANNELS),
         (NODES, LAYOUT.feature_rows, CHANNELS),
         (NODES, SLOTS, LAYOUT.couplings),
         (NODES, LAYOUT.message_rows, CHANNELS),
     ]
     inside = rng.random((NODES, SLOTS)) < 0.7
     neighbors = rng.integers(NODES, size=(NODES, SLOTS)).astype(np.int32)
-    return [rng.normal(size=shape) for shape in shapes], Pairs(neighbors, inside)
+    places = rng.permutation(2 * ROWS)[: NODES * SLOTS].reshape(NODES, SLOTS).astype(np.int32)
+    return [rng.normal(size=shape) for shape in shapes], Pairs(neighbors, inside, places)
 
 
 def written_out(factors: list[np.ndarray], pairs: Pairs) -> float:
@@ -64,7 +66,7 @@ def written_out(factors: list[np.ndarray], pairs: Pairs) -> float:
             coupling = couplings[n, k, starts[p] : starts[p + 1]].reshape(size)
             feature = features[pairs.neighbors[n, k], first_feature[degree_in] :][: size[0]]
             message = np.array([messages[n, rows.index((degree_out, m, p))] for m in range(size[1])])
-            total += np.einsum("c,ac,am,mc->", weights[n, k, p], feature, coupling, message)
+            total += np.einsum("c,ac,am,mc->", weights[pairs.rows[n, k] % ROWS, p], feature, coupling, message)
     return total
 
 
@@ -114,7 +116,7 @@ def test_second_and_third_derivatives_of_the_sum(factors: tuple[list[np.ndarray]
 
 def test_same_bits_every_time_and_with_empty_rows(factors: tuple[list[np.ndarray], Pairs]) -> None:
     arrays, pairs = factors
-    nobody = Pairs(pairs.neighbors, np.zeros_like(pairs.inside))
+    nobody = replace(pairs, inside=np.zeros_like(pairs.inside))
     with precision("float64"):
         assert not np.asarray(sum_neighbors(LAYOUT, *arrays[:3], nobody)).any()
         gradient = jax.jit(jax.grad(lambda x: jnp.sum(sum_neighbors(LAYOUT, arrays[0], x, arrays[2], pairs) ** 2)))
@@ -162,11 +164,12 @@ def test_contraction_and_its_derivatives_against_products_written_out() -> None:
     ],
     ids=["plain", "density", "gated", "pairs"],
 )
-def test_network_and_its_training_gradient_are_those_of_the_plain_formulas(change: dict) -> None:
+@pytest.mark.parametrize("pairs", [0, 90], ids=["slots", "listed"])
+def test_network_and_its_training_gradient_are_those_of_the_plain_formulas(change: dict, pairs: int) -> None:
     config = replace(CONFIG, **change)
     force_field = random_weights(Mace(config, INFO))
     structures = [molecule("CH3OH"), bulk("CuO", "zincblende", a=4.3)]
-    graph = batch([force_field.graph(atoms) for atoms in structures], PadShape(3, 12, 24))
+    graph = batch([force_field.graph(atoms).with_pairs() for atoms in structures], PadShape(3, 12, 24, pairs))
     fast = force_field.predictor.with_kernels()
     assert fast.network.kernels is not None
     with precision("float64"):
@@ -303,7 +306,7 @@ def test_a_process_finds_the_libraries_that_another_one_compiled() -> None:
 def test_kernels_say_what_is_wrong_with_their_arguments() -> None:
     """Channels that do not fill vectors never reach the kernels through a network; the kernels check all the same."""
     weights, features = np.zeros((2, 1, 1, 3), np.float32), np.zeros((2, 1, 3), np.float32)
-    pairs = Pairs(np.zeros((2, 1), np.int32), np.ones((2, 1), bool))
+    pairs = Pairs(np.zeros((2, 1), np.int32), np.ones((2, 1), bool), np.zeros((2, 1), np.int32))
     with pytest.raises(Exception, match="do not fill vectors"):
         jax.block_until_ready(
             neighbor_sum.sum_neighbors(Layout(((0, 0, 0),), (0,)), weights, features, np.ones((2, 1, 1), "f4"), pairs)

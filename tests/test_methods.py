@@ -12,11 +12,13 @@ import numpy as np
 import optax
 import pytest
 from conftest import TINY, predict, random_force_field, random_weights
+from flax.traverse_util import flatten_dict
 from toy_data import leaves, same_bits
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.force_field import ForceField
-from ase_mlip.methods import choose_adapters, make_optimizer
+from ase_mlip.methods import choose_adapters, make_optimizer, matrices
+from ase_mlip.networks.mace import MaceConfig
 from ase_mlip.networks.nequip import Nequip, NequipConfig
 from ase_mlip.presets import METHODS
 from ase_mlip.transfer import add_heads
@@ -98,10 +100,10 @@ def test_low_rank_change_against_numpy(rank: int, grown: tuple[ForceField, list[
     variables, result = moved(force_field, tuning)
     old, new = leaves(force_field), leaves(result)
     plain, by_element = "layer_0/neighbor_sum/radial/output", "layer_0/skip/element_degree_0"
-    for name, matrices in ((plain, 1), (by_element, 2)):
-        w = old[name].reshape(matrices, old[name].shape[0 if matrices == 1 else 1], -1)
+    for name, count in ((plain, 1), (by_element, 2)):
+        w = old[name].reshape(count, old[name].shape[0 if count == 1 else 1], -1)
         change = (new[name] - old[name]).reshape(w.shape)
-        for z in range(matrices):
+        for z in range(count):
             a, b = variables[name]["down"][z], variables[name]["up"][z]
             expected = np.sqrt(np.mean(old[name] ** 2)) * (a @ b) / np.sqrt(a.shape[1])
             np.testing.assert_allclose(change[z], expected, atol=1e-12)
@@ -227,6 +229,41 @@ def test_accumulated_batches_make_one_update() -> None:
     np.testing.assert_allclose(params["w"], updates["w"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_muon_takes_the_maps_between_features(config: MaceConfig) -> None:
+    """Whatever multiplies features from the left or right is a matrix; tables of elements and vectors are none."""
+    params = random_force_field(config, INFO).params
+    flat = flatten_dict(dict(params), sep="/")
+    axes = flatten_dict(matrices(params), sep="/")
+    assert set(axes) == set(flat)
+    taken = {name for name, found in axes.items() if found is not None}
+    never = ("embedding", "contraction", "bias", "norm", "element_neighbor", "element_center", "alpha", "beta")
+    assert {name for name, x in flat.items() if x.ndim >= 2 and not any(word in name for word in never)} == taken
+
+
+def test_muon_makes_updates_of_matrices_orthogonal() -> None:
+    """Singular values from 1 to 64 become alike, each path of a radial network by itself; vectors move as with Adam."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(16, 16)))[0] for _ in range(2))
+    matrix = jnp.asarray(left @ np.diag(np.geomspace(1, 64, 16)) @ right)
+    gradient = {
+        "linear": {"degree_0": matrix},
+        "radial": {"output": jnp.stack([matrix, 100.0 * matrix], axis=1)},
+        "alpha": jnp.array([3.0, -200.0]),
+    }
+    optimizer = make_optimizer(0.1, 1e9, 10, schedule="constant", weight_decay=0.0, accumulate=1, optimizer="muon")
+    start = jax.tree.map(jnp.zeros_like, gradient)
+    updates, _ = optimizer.update(gradient, optimizer.init(start), start)
+    adam = optax.nadam(0.1).init({"x": gradient["alpha"]})
+    expected, _ = optax.nadam(0.1).update({"x": gradient["alpha"]}, adam)
+    np.testing.assert_allclose(updates["alpha"], expected["x"], rtol=1e-5)
+    for update in (updates["linear"]["degree_0"], *jnp.moveaxis(updates["radial"]["output"], 1, 0)):
+        values = np.linalg.svd(np.asarray(update), compute_uv=False)
+        assert values.max() / values.min() < 2
+        assert np.sum(update * matrix) < 0
+        assert np.sqrt(np.mean(update**2)) == pytest.approx(0.1 * 0.2, rel=0.2)
+
+
 def test_plateau_halves_the_rate() -> None:
     optimizer = make_optimizer(0.1, 10.0, 10, schedule="plateau", weight_decay=0.0, accumulate=1)
     params = {"w": jnp.zeros(1)}
@@ -248,6 +285,7 @@ def test_plateau_halves_the_rate() -> None:
     ("changes", "message"),
     [
         ({"schedule": "linear"}, "schedule='linear': give one of 'cosine', 'plateau', 'constant'"),
+        ({"optimizer": "sgd"}, "optimizer='sgd': give one of 'amsgrad', 'muon'"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"accumulate": 0}, "accumulate=0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),

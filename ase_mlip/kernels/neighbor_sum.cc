@@ -1,11 +1,11 @@
 // The sum over neighbours of MACE (arXiv:2206.07697, Eq. 8) and its derivatives, over vectors of channels.
 //
 //   total = sum over nodes n, slots k, paths p, components a and m, channels c of
-//           weights[n,k,p,c] * features[j(n,k),a,c] * couplings[n,k,(p,a,m)] * messages[n,(p,m),c]
+//           weights[row(n,k),p,c] * features[j(n,k),a,c] * couplings[n,k,(p,a,m)] * messages[n,(p,m),c]
 //
 // is linear in each of its four factors. `sum_messages` gives its derivative by the messages from the other three factors,
-// `sum_gradients` those by the other three; derivatives of these are made of the same two. The path weights are stored for
-// every edge (training), or read from a table of cubic Hermite splines of the distance (inference): then nothing of size
+// `sum_gradients` those by the other three; derivatives of these are made of the same two. The path weights are stored,
+// both directions of a pair in one row (training), or read from a table of cubic Hermite splines of the distance (inference): then nothing of size
 // edges x channels is ever in memory.
 
 #include <algorithm>
@@ -32,20 +32,22 @@ struct Shape {
 };
 
 struct Factors {
-  const Real* weights;    // [nodes, slots, paths, channels], or the table [knots, paths, 2, channels]
+  const Real* weights;    // [rows, paths, channels], or the table [knots, paths, 2, channels]
   const Real* features;   // [nodes, feature_rows, channels]
   const Real* couplings;  // [nodes, slots, couplings]
   const Real* messages;   // [nodes, message_rows, channels]
   const int32_t* neighbors;
   const bool* inside;
+  const int32_t* places;  // [nodes, slots], if the weights are stored: a row, from the number of rows on counted anew
   const Real* distances;  // [nodes, slots], if the weights are a table
-  int64_t knots;
+  int64_t rows;           // of the weights, or knots
   Real spacing;
 };
 
-// Where derivatives go; null if not wanted. That by the weights is by the distances if the weights are a table.
+// Where derivatives go; null if not wanted. That by the weights is by the distances if the weights are a table; by stored
+// weights it is the sum of `weights` and `second_weights`, one for each direction.
 struct Gradients {
-  Real *weights, *features, *couplings;
+  Real *weights, *second_weights, *features, *couplings;
 };
 
 // A neighbour within the cutoff.
@@ -66,7 +68,7 @@ struct Weights {
 
 void find_knot(const Shape& shape, const Factors& in, Slot& slot) {
   const Real x = in.distances[slot.edge] / in.spacing;
-  const int64_t knot = std::min<int64_t>(std::max<int64_t>(static_cast<int64_t>(x), 0), in.knots - 2);
+  const int64_t knot = std::min<int64_t>(std::max<int64_t>(static_cast<int64_t>(x), 0), in.rows - 2);
   const Real t = x - knot, u = 1 - t;
   slot.knot = in.weights + knot * shape.paths.size() * 2 * shape.channels;
   const Real value[4] = {u * u * (1 + 2 * t), t * u * u, t * t * (3 - 2 * t), -t * t * u};
@@ -109,12 +111,19 @@ inline void interpolate(const Slot& slot, const Real* first, const Real* second,
   }
 }
 
+// The row of a slot's stored weights, or of their derivative in one of two arrays.
+template <typename Pointer>
+Pointer row_of(const Shape& shape, const Factors& in, int64_t edge, Pointer first, Pointer second) {
+  const int64_t place = in.places[edge], size = shape.paths.size() * shape.channels;
+  return place < in.rows ? first + place * size : second + (place - in.rows) * size;
+}
+
 // Points every slot to its weights of path p, which are interpolated if they come from a table.
 void place_weights(const Shape& shape, const Factors& in, size_t p, bool slopes, std::vector<Slot>& slots,
                    Weights& weights) {
   const int channels = shape.channels;
   if (!in.distances) {
-    for (auto& slot : slots) slot.weights = in.weights + (slot.edge * shape.paths.size() + p) * channels;
+    for (auto& slot : slots) slot.weights = row_of(shape, in, slot.edge, in.weights, in.weights) + p * channels;
     return;
   }
   weights.value.resize(slots.size() * channels);
@@ -256,9 +265,9 @@ void add_gradients(const Shape& shape, const Factors& in, const Gradients& out, 
   thread_local std::vector<Real> scratch;
   thread_local std::vector<Real*> by_weight;
   const int channels = shape.channels;
-  const int64_t paths = shape.paths.size(), width = in.distances ? 1 : paths * channels;
+  const int64_t paths = shape.paths.size();
   find_slots(shape, in, n, slots);
-  if (out.weights) std::fill_n(out.weights + n * shape.slots * width, shape.slots * width, Real(0));
+  if (out.weights && in.distances) std::fill_n(out.weights + n * shape.slots, shape.slots, Real(0));
   if (out.couplings) std::fill_n(out.couplings + n * shape.slots * shape.couplings, shape.slots * shape.couplings, Real(0));
   scratch.resize(slots.size() * channels);
   by_weight.resize(slots.size());
@@ -266,8 +275,9 @@ void add_gradients(const Shape& shape, const Factors& in, const Gradients& out, 
     const Path& path = shape.paths[p];
     const Real* messages = in.messages + (n * shape.message_rows + path.message_row) * channels;
     place_weights(shape, in, p, out.weights != nullptr, slots, weights);
-    for (size_t i = 0; i < slots.size(); ++i)
-      by_weight[i] = in.distances ? scratch.data() + i * channels : out.weights + (slots[i].edge * paths + p) * channels;
+    for (size_t i = 0; out.weights && i < slots.size(); ++i)
+      by_weight[i] = in.distances ? scratch.data() + i * channels
+                                  : row_of(shape, in, slots[i].edge, out.weights, out.second_weights) + p * channels;
     with_sizes(path, [&](auto components, auto outputs) {
       constexpr int a = decltype(components)::value, m = decltype(outputs)::value;
       if (out.weights || by_feature)
@@ -286,7 +296,15 @@ void add_gradients(const Shape& shape, const Factors& in, const Gradients& out, 
 
 // Neighbours of different nodes are the same nodes: each part of the nodes has a sum of its own by features, added up in a
 // fixed order.
-void sum_gradients(ffi::ThreadPool& pool, const Shape& shape, const Factors& in, const Gradients& out) {
+void sum_gradients(ffi::ThreadPool& pool, const Shape& shape, const Factors& in, Gradients out) {
+  const int64_t edges = shape.nodes * shape.slots, row = shape.paths.size() * shape.channels;
+  std::vector<Real> second_weights;
+  if (out.weights && !in.distances) {
+    const bool twice = std::any_of(in.places, in.places + edges, [&](int32_t place) { return place >= in.rows; });
+    std::fill_n(out.weights, in.rows * row, Real(0));
+    second_weights.resize(twice ? in.rows * row : 0);
+    out.second_weights = second_weights.data();
+  }
   const int64_t size = shape.nodes * shape.feature_rows * shape.channels;
   int64_t parts = (shape.nodes + kNodeBlock - 1) / kNodeBlock;
   if (out.features) {
@@ -303,6 +321,7 @@ void sum_gradients(ffi::ThreadPool& pool, const Shape& shape, const Factors& in,
   });
   for (int64_t part = 1; out.features && part < parts; ++part)
     for (int64_t i = 0; i < size; ++i) out.features[i] += others[(part - 1) * size + i];
+  for (size_t i = 0; i < second_weights.size(); ++i) out.weights[i] += second_weights[i];
 }
 
 using AnyBuffer = ffi::AnyBuffer;
@@ -311,7 +330,7 @@ using AnyBuffer = ffi::AnyBuffer;
 enum Wanted { kWeights = 1, kFeatures = 2, kCouplings = 4, kMessages = 8 };
 
 // Arguments: weights, features, couplings, messages (unless wanted), neighbours [nodes, slots], whether each is within the
-// cutoff, and the distances if `spacing` is not zero, when the weights are a table. Results in the order of the factors.
+// cutoff, and the places of the weights, or if `spacing` is not zero, when they are a table, the distances. Results in the order of the factors.
 ffi::Error neighbor_sum(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t wanted,
                         ffi::Span<const int32_t> table, double spacing) {
   size_t next_arg = 0, next_ret = 0;
@@ -320,8 +339,7 @@ ffi::Error neighbor_sum(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rema
   auto data = [](const AnyBuffer& buffer) { return reinterpret_cast<Real*>(buffer.untyped_data()); };
   const AnyBuffer weights = take(), features = take(), couplings = take();
   const AnyBuffer messages = wanted == kMessages ? give() : take();
-  const AnyBuffer neighbors = take(), inside = take();
-  const Real* distances = spacing > 0 ? data(take()) : nullptr;
+  const AnyBuffer neighbors = take(), inside = take(), last = take();
   const auto e = couplings.dimensions(), f = features.dimensions();
   Shape shape{e[0], e[1], static_cast<int>(f[2]), static_cast<int>(f[1]), static_cast<int>(e[2]),
               static_cast<int>(messages.dimensions()[1]), {}};
@@ -330,15 +348,16 @@ ffi::Error neighbor_sum(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rema
   if (shape.channels % kWidth) return ffi::Error::InvalidArgument("neighbor_sum: the channels do not fill vectors");
   const Factors in{data(weights), data(features), data(couplings), data(messages),
                       reinterpret_cast<const int32_t*>(neighbors.untyped_data()),
-                      reinterpret_cast<const bool*>(inside.untyped_data()), distances, weights.dimensions()[0],
-                      static_cast<Real>(spacing)};
+                      reinterpret_cast<const bool*>(inside.untyped_data()),
+                      spacing > 0 ? nullptr : reinterpret_cast<const int32_t*>(last.untyped_data()),
+                      spacing > 0 ? data(last) : nullptr, weights.dimensions()[0], static_cast<Real>(spacing)};
   if (wanted == kMessages) {
     sum_messages(pool, shape, in, data(messages));
   } else {
     Real* by_weight = wanted & kWeights ? data(give()) : nullptr;
     Real* by_feature = wanted & kFeatures ? data(give()) : nullptr;
     Real* by_coupling = wanted & kCouplings ? data(give()) : nullptr;
-    sum_gradients(pool, shape, in, Gradients{by_weight, by_feature, by_coupling});
+    sum_gradients(pool, shape, in, Gradients{by_weight, nullptr, by_feature, by_coupling});
   }
   return ffi::Error::Success();
 }

@@ -1,7 +1,7 @@
 """The sum over neighbours and its derivatives to any order, in C++.
 
-The total of weights[n,k,p,c] features[j,a,c] couplings[n,k,(p,a,m)] messages[n,(p,m),c] is linear in each of its four
-factors. The derivative by one factor is linear in the other three: derivatives of derivatives are of the same kind.
+The total of weights[row(n,k),p,c] features[j,a,c] couplings[n,k,(p,a,m)] messages[n,(p,m),c] is linear in each factor.
+The derivative by one of the four is linear in the other three: derivatives of derivatives are of the same kind.
 """
 
 from __future__ import annotations
@@ -86,15 +86,18 @@ class Pairs:
     Attributes:
         neighbors: index of the neighbouring node.
         inside: whether the pair is within the cutoff.
+        rows: of the stored weights; those from the number of rows on count again from zero. No number occurs twice: a
+            pair's two directions share a row of weights as r and r plus the number of rows.
         reverse: the neighbour's slot that holds this node, see `Graph.reverse_slots`; for a GPU alone.
     """
 
     neighbors: Any
     inside: Any
+    rows: Any = None
     reverse: Any = None
 
 
-jax.tree_util.register_dataclass(Pairs, ("neighbors", "inside", "reverse"), ())
+jax.tree_util.register_dataclass(Pairs, ("neighbors", "inside", "rows", "reverse"), ())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -105,13 +108,14 @@ def sum_neighbors(
 
     Args:
         layout: of the rows.
-        weights: [nodes, slots, paths, channels].
+        weights: [rows, paths, channels].
         features: [nodes, rows, channels].
         couplings: [nodes, slots, couplings].
         pairs: only pairs inside are summed; elsewhere the derivatives by weights and couplings are zero.
     """
     shape = (len(features), layout.message_rows, features.shape[-1])
-    return _call(layout, MESSAGES, 0.0, [shape], weights, features, couplings, pairs.neighbors, pairs.inside)[0]
+    arrays = (weights, features, couplings, pairs.neighbors, pairs.inside, pairs.rows)
+    return _call(layout, MESSAGES, 0.0, [shape], *arrays)[0]
 
 
 def _call(layout: Layout, wanted: int, spacing: float, shapes: list[tuple[int, ...]], *arrays: Any) -> list[jax.Array]:
@@ -139,7 +143,7 @@ def _gradients(
     """Derivatives of the total by the wanted factors, from weights, features, couplings and messages."""
     shapes = [factors[number].shape for number in wanted]
     flags = sum(1 << number for number in wanted)
-    return tuple(_call(layout, flags, 0.0, shapes, *factors, pairs.neighbors, pairs.inside))
+    return tuple(_call(layout, flags, 0.0, shapes, *factors, pairs.neighbors, pairs.inside, pairs.rows))
 
 
 def _forward_gradients(layout: Layout, wanted: tuple[int, ...], factors: Any, pairs: Pairs) -> tuple[Any, Any]:

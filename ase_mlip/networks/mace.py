@@ -248,8 +248,10 @@ class Mace(MultiHeadNetwork):
             radial *= envelope[..., None]
             if config.interaction == "gated":  # biases in the radial network: what is beyond the cutoff ends here
                 factor = inside.astype(radial.dtype)
-        reverse = graph.reverse_slots() if self.kernels and on_gpu() else None
-        return Edges(graph.neighbors, graph.species, harmonics, radial, distances, inside, factor, reverse=reverse)
+        edges = Edges(graph.neighbors, graph.species, harmonics, radial, distances, inside, factor)
+        if self.kernels and on_gpu():
+            return edges._replace(reverse=graph.reverse_slots())
+        return edges._replace(shared=graph.pair_rows()) if self.kernels and len(graph.pairs) else edges
 
 
 class MaceLayer(nn.Module):

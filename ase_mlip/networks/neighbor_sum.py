@@ -35,6 +35,7 @@ class Edges(NamedTuple):
     envelope: jax.Array | None  # [nodes, slots] factor of every message; None where `radial` makes them vanish
     pairs: jax.Array | None = None  # [elements, elements, features] of each (neighbour, centre), for `PairScales`
     reverse: jax.Array | None = None  # [nodes, slots] the neighbour's slot that holds the node, for kernels on a GPU
+    shared: tuple[jax.Array, jax.Array] | None = None  # both directions as one, `Graph.pair_rows`, for stored weights
 
     @property
     def scaled_harmonics(self) -> jax.Array:
@@ -84,15 +85,22 @@ class NeighborSum(nn.Module):
                 paths, self.l_max, features, edges,
                 lambda layout, *rest: summed(layout, spacing, knots, distances, *rest),
             )  # fmt: skip
+        rows = jnp.arange(edges.neighbors.size, dtype=jnp.int32).reshape(edges.neighbors.shape)
+        if edges.shared is not None and self.elements is None and edges.pairs is None:
+            first, rows = edges.shared
+            basis = edges.radial.reshape(-1, edges.radial.shape[-1]).at[first].get(mode="fill", fill_value=0.0)
+            edges = edges._replace(radial=basis)
         radial = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(edges)
         if edges.pairs is not None:
             scales = PairScales(len(paths), channels, name="pair")(edges.pairs)
             pair = edges.species[edges.neighbors] * len(edges.pairs) + edges.species[:, None]
             radial = radial.scaled(scales, pair)
         if self.kernels:
+            stored = radial.stacked().reshape(-1, len(paths), channels)
             return _sum_by_kernel(
-                paths, self.l_max, features, edges, lambda layout, *rest: sum_neighbors(layout, radial.stacked(), *rest)
-            )
+                paths, self.l_max, features, edges,
+                lambda layout, x, angular, pairs: sum_neighbors(layout, stored, x, angular, replace(pairs, rows=rows)),
+            )  # fmt: skip
         return _sum_by_formula(paths, self.l_max, features, radial, edges)
 
 
@@ -106,7 +114,7 @@ def _sum_by_kernel(paths: list[Path], l_max: int, features: Features, edges: Edg
     if not on_gpu():
         angular = angular @ jnp.asarray(coupling_table(tuple(paths), l_max)[0], angular.dtype)
     rows = jnp.concatenate([features[ell] for ell in layout.feature_degrees], axis=1)
-    return layout.split(summed(layout, rows, angular, Pairs(edges.neighbors, edges.inside, edges.reverse)))
+    return layout.split(summed(layout, rows, angular, Pairs(edges.neighbors, edges.inside, reverse=edges.reverse)))
 
 
 def _sum_by_formula(paths: list[Path], l_max: int, features: Features, radial: RadialWeights, edges: Edges) -> Features:
@@ -176,7 +184,7 @@ class RadialWeights:
 
     Attributes:
         inputs: arrays [nodes, ...] that the weights are computed from, any rows of them.
-        hidden: from inputs to [nodes, slots, width].
+        hidden: from inputs to [..., width].
         output: [width, paths, channels].
         constants: [paths, channels], added; none if None.
         scales: one table [pairs, channels] per path, whose row is the last of the inputs; none if None.
@@ -204,7 +212,7 @@ class RadialWeights:
         return weights
 
     def stacked(self) -> jax.Array:
-        """[nodes, slots, paths, channels] by one matrix product."""
+        """[..., paths, channels] by one matrix product."""
         x = self.hidden(self.inputs)
         weights = (x @ self.output.reshape(len(self.output), -1)).reshape(*x.shape[:-1], *self.output.shape[1:])
         if self.constants is not None:

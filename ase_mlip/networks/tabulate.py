@@ -71,7 +71,7 @@ def _weights(network: RadialModel, radial: Params, distances: jax.Array) -> list
     """Weights of each layer and their derivatives, each [distances, paths, channels]."""
     count = len(distances)
     zeros = np.zeros((count, 1), np.int32)
-    graph = Graph(None, zeros[:, 0], zeros, None, None, None, None, None)
+    graph = Graph(None, zeros[:, 0], zeros, *(None,) * 6)
 
     def all_layers(distances: jax.Array) -> list[jax.Array]:
         vectors = distances[:, None, None] * jnp.array([1.0, 0.0, 0.0])
