@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import covalent_radii
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
@@ -273,6 +274,25 @@ def packed_box(smiles: str, count: int, density: float, rng: np.random.Generator
         rotated = (part.positions - part.get_center_of_mass()) @ random_rotation(rng).T
         box += Atoms(part.get_chemical_symbols(), rotated + site * length / grid)
     return box
+
+
+def crowd(symbols: Sequence[str], filling: float, rng: np.random.Generator) -> Atoms | None:
+    """Put atoms at random into a periodic cube whose volume is so far filled by spheres of their covalent radii.
+
+    No two are closer than 0.65 times the sum of their radii. Where they do not fit after many trials, there is no crowd.
+    """
+    numbers = Atoms(list(symbols)).numbers
+    radii = covalent_radii[numbers]
+    length = np.round((4 / 3 * np.pi * (radii**3).sum() / filling) ** (1 / 3), DECIMALS)
+    box = Atoms(cell=[length] * 3, pbc=True)
+    for _ in range(5000):
+        more = box + Atoms([numbers[len(box)]], positions=[rng.uniform(0, length, 3)])
+        apart = more.get_distances(len(box), range(len(box)), mic=True) if len(box) else np.empty(0)
+        if (apart >= 0.65 * (radii[: len(box)] + radii[len(box)])).all():
+            box = more
+        if len(box) == len(numbers):
+            return box
+    return None
 
 
 def crystal_ice(constant: float, rng: np.random.Generator) -> Atoms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from rdkit import Chem
 from rdkit.Chem import Descriptors
 from rdkit.Chem.MolStandardize import rdMolStandardize
@@ -240,6 +241,13 @@ def dimers() -> list[str]:
     """Return the pairs of the second version: each pair of the small molecules, and the listed ones."""
     pairs = [f"{a}.{b}" for i, a in enumerate(SMALL) for b in SMALL[i:]]
     return sorted({*pairs, *FURTHER_DIMERS})
+
+
+def crowds() -> list[str]:
+    """Return 80 random collections of 4 to 10 atoms, two in five of them hydrogen."""
+    rng = np.random.default_rng(7)
+    shares = [0.4, *[0.6 / (len(ELEMENTS) - 1)] * (len(ELEMENTS) - 1)]
+    return [".".join(sorted(rng.choice(ELEMENTS, rng.integers(4, 11), p=shares))) for _ in range(80)]
 
 
 def split_of(name: str) -> str:

@@ -15,6 +15,7 @@ from ase.data import covalent_radii
 from base_geometry import (
     assemble,
     conformers,
+    crowd,
     crystal_ice,
     dynamics,
     label,
@@ -36,6 +37,7 @@ from base_molecules import (
     ORGANIC,
     RADICALS,
     STATIC,
+    crowds,
     dimers,
     split_of,
 )
@@ -45,6 +47,7 @@ LARGE_ATOMS, LARGE_FRAMES = 13, 4  # smallest molecule that gets further dynamic
 WALL_CONTACT = 1.6  # Angstrom, closest atoms of two molecules below which a dimer is one of the repulsive wall
 FIRST_VERSION = ("molecule", "large", "dimer", "cluster")  # kinds with the limits of the first version of the set
 FIRST_MAX_FORCE = 30.0  # eV/Angstrom
+CROWDS = 10  # densities of each crowd of atoms
 
 
 def molecule_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
@@ -235,6 +238,15 @@ def box_frames(name: str, rng: np.random.Generator) -> Iterator[Atoms]:
     yield from dynamics(start, temperature, 6, rng, equilibrate=15, interval=10, config_type=kind, method="GFN1-xTB")
 
 
+def crowd_frames(name: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield periodic cubes full of the atoms at random places: what no molecule shows of matter under pressure."""
+    for filling in np.geomspace(0.06, 0.5, CROWDS):
+        start = crowd(name.split("."), filling, rng)
+        frame = None if start is None else label(start, "crowd")
+        if frame is not None:
+            yield frame
+
+
 def curve_frames(name: str, rng: np.random.Generator) -> Iterator[Atoms]:
     """Yield the curve of two atoms from the repulsive wall to 5 Angstrom, lowest multiplicity at each point."""
     symbols = name.split("-")
@@ -275,6 +287,8 @@ class Task:
         if self.kind == "box":
             name, _, count = self.name.split()[:3]
             return ".".join([name] * int(count))
+        if self.kind == "crowd":
+            return ".".join(f"[{symbol}]" for symbol in self.name.split("."))
         return f"[{self.name}]" if self.kind == "atom" else {"F": "[H]F"}.get(self.name, self.name)
 
     def path(self, work: Path) -> Path:
@@ -307,6 +321,7 @@ def all_tasks() -> list[Task]:
     rest += [Task("group", name, group_frames) for name in FURTHER_CLUSTERS]
     rest += [Task("ion", name, ion_frames) for name in IONS]
     rest += [Task("box", name, box_frames) for name in BOXES]
+    rest += [Task("crowd", name, crowd_frames) for name in crowds()]
     order = np.random.default_rng(1).permutation(len(rest))
     return first + sorted((rest[index] for index in order), key=urgency)
 
