@@ -279,7 +279,7 @@ def packed_box(smiles: str, count: int, density: float, rng: np.random.Generator
 def crowd(symbols: Sequence[str], filling: float, rng: np.random.Generator) -> Atoms | None:
     """Put atoms at random into a periodic cube whose volume is so far filled by spheres of their covalent radii.
 
-    No two are closer than 0.65 times the sum of their radii. Where they do not fit after many trials, there is no crowd.
+    No two are closer than 0.65 times the sum of their radii. Where they do not fit in many trials, there is no crowd.
     """
     numbers = Atoms(list(symbols)).numbers
     radii = covalent_radii[numbers]
