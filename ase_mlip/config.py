@@ -88,6 +88,7 @@ class FineTuneConfig(Labelled):
     epochs: Annotated[int | None, "passes over the data; None: about 3,000 batches"] = None
     batch_size: Annotated[int, "structures in a batch"] = 8
     accumulate: Annotated[int, "batches whose gradients make one update"] = 1
+    optimizer: Annotated[str | None, "amsgrad, or muon: orthogonal updates of matrices"] = None
     learning_rate: Annotated[float | None, "peak, relative to the size of each parameter"] = None
     schedule: Annotated[str, "cosine, plateau or constant"] = "cosine"
     ema: Annotated[float | None, "decay of the moving average that is kept"] = None

@@ -167,8 +167,8 @@ def log_start(plan: Plan, log: Log) -> None:
     log(
         f"method {plan.config.method!r}: {count} frames"
         + (f" and {plan.replay_frames} of replay" if plan.replay_frames else "")
-        + f", {plan.settings.epochs} epochs of {plan.settings.batch_size}; learning rate {preset.learning_rate:g} "
-        + f"({plan.config.schedule}), moving average {preset.ema:g}, clip {preset.clip:g}"
+        + f", {plan.settings.epochs} epochs of {plan.settings.batch_size}; {preset.optimizer}, learning rate "
+        + f"{preset.learning_rate:g} ({plan.config.schedule}), moving average {preset.ema:g}, clip {preset.clip:g}"
         + (f", rank {preset.rank}" if preset.rank else "")
         + (f", frozen: {', '.join(preset.freeze)}" if preset.freeze else "")
     )

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, get_args
 
+import jax
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from optax.contrib import MuonDimensionNumbers
 
 from ase_mlip.predictor import Network, Params
@@ -117,17 +118,17 @@ def _muon() -> optax.GradientTransformation:
 
 
 def matrices(params: Params) -> dict[str, Any]:
-    """Which axes of each parameter map features to features; None for what is no stack of such matrices."""
+    """Which axes of each parameter, or of its change, map features to features; None for what is no such matrix."""
 
-    def axes(name: str, shape: tuple[int, ...]) -> MuonDimensionNumbers | None:
+    def axes(path: Any, value: Any) -> MuonDimensionNumbers | None:
+        name, count = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/change"), np.ndim(value)
         if any(word in name for word in NO_MATRICES):
             return None
-        if len(shape) == 3 and name.endswith("/output"):  # [width, paths, channels]
+        if count == 3 and name.endswith("/output"):  # [width, paths, channels]
             return MuonDimensionNumbers(0, 2)
-        return MuonDimensionNumbers(len(shape) - 2, len(shape) - 1) if len(shape) in (2, 3) else None
+        return MuonDimensionNumbers(count - 2, count - 1) if count in (2, 3) else None
 
-    flat = flatten_dict(dict(params), sep="/")
-    return unflatten_dict({name: axes(name, np.shape(value)) for name, value in flat.items()}, sep="/")
+    return jax.tree_util.tree_map_with_path(axes, dict(params))
 
 
 def describe_adapters(params: Params, adapters: Adapters, blocks: Sequence[str]) -> list[str]:

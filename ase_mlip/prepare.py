@@ -137,6 +137,7 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
         schedule=config.schedule,
         weight_decay=config.weight_decay,
         accumulate=config.accumulate,
+        optimizer=preset.optimizer,
     )
     adapters = choose_adapters(start.params, start.predictor.network, blocks, preset.freeze, preset.rank, config.seed)
     return Plan(

@@ -19,6 +19,7 @@ class Method:
         learning_rate: peak of the schedule, relative to the size of each parameter.
         ema: decay of the moving average.
         clip: largest norm of the gradient.
+        optimizer: "amsgrad" or "muon".
     """
 
     freeze: tuple[str, ...]
@@ -26,6 +27,7 @@ class Method:
     learning_rate: float
     ema: float
     clip: float
+    optimizer: Optimizer = "amsgrad"
 
     @property
     def changes_old_levels(self) -> bool:

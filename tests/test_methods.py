@@ -241,6 +241,20 @@ def test_muon_takes_the_maps_between_features(config: MaceConfig) -> None:
     assert {name for name, x in flat.items() if x.ndim >= 2 and not any(word in name for word in never)} == taken
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_muon_takes_the_same_matrices_of_a_change(grown: tuple[ForceField, list[str]], method: str) -> None:
+    """A free change has its parameter's axes, a low-rank one two matrices; the variables keep their structure."""
+    variables = adapters(grown, method).start(grown[0].params)
+    found, whole = matrices(variables), flatten_dict(matrices(grown[0].params), sep="/")
+    assert set(found) == set(variables)
+    for name, parts in found.items():
+        assert set(parts) == set(variables[name])
+        if "change" in parts:
+            assert parts["change"] == whole[name]
+        elif whole[name] is not None:
+            assert parts["down"] == parts["up"] == (1, 2)
+
+
 def test_muon_makes_updates_of_matrices_orthogonal() -> None:
     """Singular values from 1 to 64 become alike, each path of a radial network by itself; vectors move as with Adam."""
     rng = np.random.default_rng(0)
