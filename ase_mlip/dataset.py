@@ -222,7 +222,7 @@ class Example:
             ValueError: a label is not finite.
         """
         graph = Graph.from_atoms(atoms, elements, cutoff, head_weights).with_pairs()
-        graph = replace(graph, shifts=_compact(graph.shifts))
+        graph = replace(graph, shifts=_compact(graph.shifts), pairs=_compact(graph.pairs))
         labels = read_labels(atoms, keys)
         for label, value in labels.items():
             if not np.isfinite(value).all():
@@ -241,9 +241,11 @@ class Example:
         )
 
 
-def _compact(shifts: np.ndarray) -> np.ndarray:
-    """Whole numbers in one byte each where they fit, which they do unless atoms are 127 cells away from each other."""
-    return shifts.astype(np.int8) if np.abs(shifts).max(initial=0) <= 127 else shifts
+def _compact(whole: np.ndarray) -> np.ndarray:
+    """Whole numbers in one or two bytes each where they fit."""
+    largest = np.abs(whole).max(initial=0)
+    fitting = (dtype for dtype in (np.int8, np.int16) if largest <= np.iinfo(dtype).max)
+    return whole.astype(next(fitting, whole.dtype))
 
 
 def make_examples(

@@ -14,7 +14,7 @@ from typing import TypeVar, overload
 
 T = TypeVar("T")
 
-SPILL_BYTES = 256 * 2**20  # what one sequence may hold in memory: about 40,000 frames or 35,000 examples of 21 atoms
+SPILL_BYTES = 256 * 2**20  # what one sequence may hold in memory: about 40,000 frames or 33,000 examples of 21 atoms
 
 
 def gather(items: Iterable[T], size: Callable[[T], int]) -> Sequence[T]:
