@@ -47,7 +47,7 @@ LARGE_ATOMS, LARGE_FRAMES = 13, 4  # smallest molecule that gets further dynamic
 WALL_CONTACT = 1.6  # Angstrom, closest atoms of two molecules below which a dimer is one of the repulsive wall
 FIRST_VERSION = ("molecule", "large", "dimer", "cluster")  # kinds with the limits of the first version of the set
 FIRST_MAX_FORCE = 30.0  # eV/Angstrom
-CROWDS = 10  # densities of each crowd of atoms
+CROWDS, CROWDED = 10, "crowds"  # densities of each crowd of atoms, and the file of them all
 
 
 def molecule_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
@@ -279,7 +279,7 @@ class Task:
     @property
     def split(self) -> str:
         """The file that the frames go to."""
-        return split_of(self.name)
+        return CROWDED if self.kind == "crowd" else split_of(self.name)
 
     @property
     def smiles(self) -> str:

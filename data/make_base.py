@@ -25,7 +25,7 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from base_geometry import MAX_FORCE, MAX_PAIR_FORCE, single_point, spin_states
 from base_molecules import ELEMENTS, FORBIDDEN, check_lists
-from base_tasks import Task, all_tasks
+from base_tasks import CROWDED, Task, all_tasks
 from rdkit import RDLogger
 
 DUPLICATE = 0.02  # Angstrom, root mean square difference of all distances below which a frame is dropped
@@ -81,7 +81,7 @@ def distinct(frames: Iterable[Atoms]) -> list[Atoms]:
 
 def gather(work: Path) -> dict[str, list[Atoms]]:
     """Read all checkpoints, drop near-duplicates, and shuffle each split in a fixed order with isolated atoms first."""
-    splits: dict[str, list[Atoms]] = {"train": [], "valid": [], "test": [], WALLS: []}
+    splits: dict[str, list[Atoms]] = {"train": [], "valid": [], "test": [], WALLS: [], CROWDED: []}
     for task in all_tasks():
         if task.path(work).exists():
             for frame in ase.io.iread(task.path(work), index=":"):
