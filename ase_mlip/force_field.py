@@ -87,7 +87,9 @@ class ForceField:
     def graph(self, atoms: ase.Atoms, level: str | None = None, shape: PadShape | None = None) -> Graph:
         """The graph of one structure for this model, at the given level (default: the newest), optionally padded."""
         graph = Graph.from_atoms(atoms, self.elements, self.cutoff, self.predictor.head_weights(level))
-        return graph if shape is None else batch([graph], shape)
+        if shape is None:
+            return graph
+        return batch([graph.with_pairs() if shape.pairs else graph], shape)
 
     def cast_params(self, dtype: str) -> Params:
         """The parameters as device arrays in `dtype`; made once."""

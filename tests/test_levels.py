@@ -41,7 +41,7 @@ def two_levels(base: ForceField, **options: object) -> FineTuneResult:
 @pytest.fixture(scope="module")
 def side_by_side(base: ForceField) -> FineTuneResult:
     """Both on the base."""
-    return two_levels(base)
+    return two_levels(base, epochs=12)
 
 
 @pytest.fixture(scope="module")
