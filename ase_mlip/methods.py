@@ -67,8 +67,8 @@ def make_optimizer(
     steps: int,
     *,
     schedule: str,
-    weight_decay: float,
-    accumulate: int,
+    weight_decay: float = 0.0,
+    accumulate: int = 1,
     optimizer: str = "amsgrad",
 ) -> optax.GradientTransformation:
     """AMSGrad or Muon under a clipped gradient.
