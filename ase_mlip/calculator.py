@@ -18,7 +18,7 @@ from ase_mlip.graph import Graph, NeighborCache
 from ase_mlip.kernels import on_gpu
 from ase_mlip.parts import Part, cut, most_atoms, on_device, predict_in_parts
 from ase_mlip.predictor import Params, Predictor, compiled_interaction
-from ase_mlip.structure import InvalidStructure, check_structure, overlapping_pair, symbol_of
+from ase_mlip.structure import InvalidStructure, overlapping_pair, symbol_of
 from ase_mlip.uncertainty import deviation, has_committee, member_predictions
 
 DEVIATIONS = ("energy_std", "forces_std")
@@ -143,7 +143,7 @@ class MLIPCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
         if not {"numbers", "cell", "pbc"}.isdisjoint(system_changes):  # the neighbour list looks at the positions
-            check_structure(atoms, self.force_field.elements)
+            self.force_field.check(atoms, self.level)
         periodic = bool(atoms.pbc.any()) and atoms.cell.rank == 3
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(

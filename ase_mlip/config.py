@@ -72,6 +72,7 @@ class FineTuneConfig(Labelled):
     e0: Annotated[Any, "energies of atoms: estimated (least squares), isolated, keep, or H=-13.6,O=-430.1"] = (
         "estimated"
     )
+    new_elements: Annotated[Any, "elements that the base lacks, each with one it starts from: Na=F,K=F"] = None
     replay: Annotated[Any, "structures that keep the old level: frames, or auto to generate them; None: none"] = None
     replay_ratio: Annotated[float, "replay frames for each training frame, at most"] = 1.0
     replay_weight: Annotated[float, "weight of a replay frame in the loss"] = 1.0
@@ -106,6 +107,13 @@ class FineTuneConfig(Labelled):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, allowed))}")
         if isinstance(self.e0, str):
             object.__setattr__(self, "e0", parse_energies(self.e0))
+        if isinstance(self.new_elements, str):
+            object.__setattr__(self, "new_elements", parse_elements(self.new_elements))
+        if self.new_elements is not None and not self.preset.changes_old_levels:
+            raise ValueError(
+                f"new_elements with method={self.method!r}: a new head alone cannot tell them from the elements they "
+                "start from; use 'lora' or 'full'"
+            )
         if isinstance(self.freeze, str):
             raise ValueError(f"freeze={self.freeze!r}: give a list of names")
         if self.freeze is not None:
@@ -252,3 +260,15 @@ def parse_energies(text: str) -> str | dict[str, float]:
         raise ValueError(
             f"e0={text!r}: give one of {', '.join(map(repr, E0_CHOICES))}, or energies in eV such as H=-13.6,O=-430.1"
         ) from None
+
+
+def parse_elements(text: str) -> dict[str, str]:
+    """ "Na=F,K=F" as a mapping from symbol to symbol.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    pairs = [item.split("=") for item in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"new_elements={text!r}: give NEW=KNOWN for each new element, such as Na=F,K=F")
+    return {new.strip(): known.strip() for new, known in pairs}

@@ -158,7 +158,7 @@ def take_census(frames: Sequence[ase.Atoms], keys: LabelKeys) -> Census:
     names: set[str] = set()
     for number, atoms in enumerate(frames):
         counts.update(atoms.numbers.tolist())
-        with _naming_frame(number):
+        with naming_frame(number):
             for label in read_labels(atoms, keys):
                 labels[label] += 1
         names.update(atoms.info, set(atoms.arrays) - {"numbers", "positions"})
@@ -265,7 +265,7 @@ def make_examples(
 
     def examples() -> Iterator[Example]:
         for number, atoms in enumerate(frames):
-            with _naming_frame(number):
+            with naming_frame(number):
                 example = Example.from_atoms(atoms, elements, cutoff, head_weights, keys, weight)
             yield example
 
@@ -283,7 +283,7 @@ def _bytes_of_example(example: Example) -> int:
 
 
 @contextmanager
-def _naming_frame(number: int) -> Iterator[None]:
+def naming_frame(number: int) -> Iterator[None]:
     """Errors about a structure or its labels begin with the number of the frame."""
     try:
         yield

@@ -23,6 +23,7 @@ class Head:
         scale: eV per unit of the network's output.
         shift: eV per atom.
         repulsion: how often the dataset's pair repulsion counts in this head.
+        unknown: atomic numbers that the head has never been trained on, among those of `DatasetInfo.elements`.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Head:
     scale: float = 1.0
     shift: float = 0.0
     repulsion: float = 0.0
+    unknown: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,36 @@ class DatasetInfo:
         """The same constants with other heads."""
         return replace(self, heads=tuple(heads))
 
-    def with_elements(self, elements: Iterable[int]) -> DatasetInfo:
-        """The same constants for some of the elements.
+    def with_elements(self, elements: Iterable[int], like: Mapping[int, int] | None = None) -> DatasetInfo:
+        """The same constants for some of the elements, and for new ones.
+
+        Args:
+            elements: those to keep or add.
+            like: for each new one the element whose constants it starts from; no head knows it yet.
 
         Raises:
-            ValueError: an element that is not among these.
+            ValueError: an element that is neither among these nor in `like`.
         """
         kept = tuple(sorted(set(elements)))
-        unknown = [chemical_symbols[z] for z in kept if z not in self.elements]
+        heads = []
+        places = self.places(kept, like)
+        for head in self.heads:
+            unknown = tuple(z for z in kept if z in head.unknown or z not in self.elements)
+            energies = tuple(head.atomic_energies[i] for i in places)
+            heads.append(replace(head, atomic_energies=energies, unknown=unknown))
+        return replace(self, elements=kept, heads=tuple(heads))
+
+    def places(self, elements: Iterable[int], like: Mapping[int, int] | None = None) -> list[int]:
+        """Where each element, or the one that it is `like`, stands among these.
+
+        Raises:
+            ValueError: an element that is neither among these nor in `like`.
+        """
+        sources = [z if z in self.elements else (like or {}).get(z, z) for z in elements]
+        unknown = [chemical_symbols[z] for z in sources if z not in self.elements]
         if unknown:
             raise ValueError(f"no constants for the elements {unknown}; there are {', '.join(self.symbols)}")
-        places = [self.elements.index(z) for z in kept]
-        heads = (replace(h, atomic_energies=tuple(h.atomic_energies[i] for i in places)) for h in self.heads)
-        return replace(self, elements=kept, heads=tuple(heads))
+        return [self.elements.index(z) for z in sources]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a file's header."""
@@ -127,7 +146,9 @@ class DatasetInfo:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DatasetInfo:
         """The inverse of `to_dict`."""
-        heads = tuple(Head(**{**h, "atomic_energies": tuple(h["atomic_energies"])}) for h in data["heads"])
+        lists = ("atomic_energies", "unknown")
+        plain: list[dict[str, Any]] = [{k: tuple(v) if k in lists else v for k, v in h.items()} for h in data["heads"]]
+        heads = tuple(Head(**values) for values in plain)
         repulsion = data.get("repulsion")
         return cls(
             tuple(data["elements"]),

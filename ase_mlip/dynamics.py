@@ -110,7 +110,7 @@ def run_dynamics(
         store = FrameFiles(Path(folder), len(frames), journal.new) if folder is not None else FrameMemory(len(frames))
         ledger = Ledger("finished", len(frames), journal, log)
         refused = {number: _refusal(frames[number]) for number in ledger.rest}
-        intake = take_in(model, frames, [n for n, reason in refused.items() if not reason], SKIN, batch_size)
+        intake = take_in(model, level, frames, [n for n, reason in refused.items() if not reason], SKIN, batch_size)
         for number, problem in (refused | intake.problems).items():
             if problem:
                 ledger.keep(number, steps=0, problem=problem)

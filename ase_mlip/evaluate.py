@@ -17,6 +17,7 @@ from ase_mlip.dataset import (
     Source,
     elements_of,
     make_examples,
+    naming_frame,
     read_frames,
     require_labels,
     take_census,
@@ -136,6 +137,7 @@ def evaluate_frames(
 
     Raises:
         MissingLabel: no frame has energy, or none has forces.
+        InvalidStructure: a structure that the level cannot predict; names the frame.
     """
     keep_compiled()
     keys = keys or LabelKeys()
@@ -143,6 +145,9 @@ def evaluate_frames(
     census = take_census(frames, keys)
     if not any(census.labels.values()):
         require_labels(census, ["energy"], keys)
+    for number, atoms in enumerate(frames):
+        with naming_frame(number):
+            force_field.check(atoms, level)
     force_field = force_field.for_elements(elements_of(frames))
     examples: Sequence[Example] = make_examples(
         frames, force_field.elements, force_field.cutoff, force_field.predictor.head_weights(level), keys

@@ -19,6 +19,7 @@ from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph, PadShape, batch
 from ase_mlip.model_file import ModelFile, is_model_file, load_model, save_model
 from ase_mlip.predictor import Network, Params, Prediction, Predictor, compiled_interaction
+from ase_mlip.structure import InvalidStructure, check_structure, symbol_of
 
 SHIPPED_MODELS = {"default": "default.safetensors"}
 MANY_ELEMENTS = 10  # a model that knows more is cut down to the elements in use
@@ -85,7 +86,12 @@ class ForceField:
         return self.predictor.add_reference(graph, prediction)
 
     def graph(self, atoms: ase.Atoms, level: str | None = None, shape: PadShape | None = None) -> Graph:
-        """The graph of one structure for this model, at the given level (default: the newest), optionally padded."""
+        """The graph of one structure for this model, at the given level (default: the newest), optionally padded.
+
+        Raises:
+            InvalidStructure: see `check`.
+        """
+        self.check(atoms, level)
         graph = Graph.from_atoms(atoms, self.elements, self.cutoff, self.predictor.head_weights(level))
         if shape is None:
             return graph
@@ -112,18 +118,24 @@ class ForceField:
             self.__dict__["_tabulated"] = predictor, self.cast_params(dtype) if same else _on_device(params, dtype)
         return self.__dict__["_tabulated"]
 
-    def with_elements(self, elements: Iterable[int]) -> ForceField:
-        """The same force field for some of its elements: what it costs no longer depends on the others.
+    def with_elements(self, elements: Iterable[int], like: Mapping[int, int] | None = None) -> ForceField:
+        """The same force field for some of its elements, of which its cost then depends alone, and for new ones.
 
         Parameters with one row per element have a name that begins with `element_` and the elements first.
 
+        Args:
+            elements: atomic numbers to keep or add.
+            like: for each new one the known element whose parameters and E0 it starts from. No level knows it before it
+                has been fine-tuned on it.
+
         Raises:
-            ValueError: an element that the force field does not know.
+            ValueError: an element that the force field neither knows nor finds in `like`.
         """
-        info = self.predictor.network.dataset_info.with_elements(elements)
+        old = self.predictor.network.dataset_info
+        info = old.with_elements(elements, like)
         if info.elements == self.elements:
             return self
-        rows = np.searchsorted(self.elements, info.elements)
+        rows = old.places(info.elements, like)
         params = {
             path: value[rows] if is_per_element(path) else value
             for path, value in flatten_dict(dict(self.params)).items()
@@ -138,6 +150,22 @@ class ForceField:
             ValueError: an element that the force field does not know.
         """
         return self if len(self.elements) <= MANY_ELEMENTS else self.with_elements(elements)
+
+    def check(self, atoms: ase.Atoms, level: str | None = None) -> None:
+        """Raise for a structure that a level (default: the newest) cannot predict.
+
+        Raises:
+            InvalidStructure: see `check_structure`; or an element that the level has never been trained on.
+        """
+        check_structure(atoms, self.elements)
+        unknown = set(self.predictor.unknown_elements(level)).intersection(atoms.numbers.tolist())
+        if unknown:
+            names = ", ".join(map(symbol_of, sorted(unknown)))
+            taught = [name for name in self.levels if unknown.isdisjoint(self.predictor.unknown_elements(name))]
+            raise InvalidStructure(
+                f"the level {self.predictor.find_level(level)!r} has never been trained on {names}; "
+                + (f"the level {taught[-1]!r} has" if taught else "fine-tune a level on it")
+            )
 
     @property
     def dataset_info(self) -> DatasetInfo:

@@ -20,7 +20,7 @@ from ase_mlip.force_field import ForceField, precision
 from ase_mlip.graph import PadShape, round_up
 from ase_mlip.moving import MovingBatch
 from ase_mlip.predictor import Prediction
-from ase_mlip.structure import InvalidStructure, check_structure, find_neighbors, overlapping_pair, symbol_of
+from ase_mlip.structure import InvalidStructure, find_neighbors, overlapping_pair, symbol_of
 
 ATOMS_AT_ONCE = {"cpu": 256}  # on two cores 64 take an eighth longer per atom, 1024 leave the cache and take half more
 ATOMS_AT_ONCE_ELSEWHERE = 16384
@@ -64,12 +64,18 @@ def ready_model(force_field: ForceField | str | os.PathLike[str], level: str | N
 
 
 def take_in(
-    force_field: ForceField, frames: Sequence[ase.Atoms], numbers: Iterable[int], skin: float, batch_size: int | None
+    force_field: ForceField,
+    level: str | None,
+    frames: Sequence[ase.Atoms],
+    numbers: Iterable[int],
+    skin: float,
+    batch_size: int | None,
 ) -> Intake:
     """Check structures and plan the shapes that hold them.
 
     Args:
         force_field: the model.
+        level: of the model; the newest by default.
         frames: all structures.
         numbers: of those that are to be computed.
         skin: Angstrom by which neighbour lists reach beyond the cutoff.
@@ -84,7 +90,7 @@ def take_in(
     for number in numbers:
         atoms = frames[number]
         try:
-            check_structure(atoms, force_field.elements)
+            force_field.check(atoms, level)
         except InvalidStructure as error:
             problems[number] = str(error)
             continue

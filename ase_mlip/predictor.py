@@ -112,6 +112,16 @@ class Predictor:
         summed = dict(self.levels)[self.find_level(level)]
         return np.array([share.get(name, 1.0) if name in summed else 0.0 for name in self.network.head_names])
 
+    def unknown_elements(self, level: str | None = None) -> tuple[int, ...]:
+        """Atomic numbers that no head of a level (default: the newest) has been trained on.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        summed = dict(self.levels)[self.find_level(level)]
+        first, *others = (head.unknown for head in self.heads if head.name in summed)
+        return tuple(z for z in first if all(z in unknown for unknown in others))
+
     def member_weights(self, level: str | None = None) -> np.ndarray:
         """Head weights of each member of a level's newest committee, [members, heads]; their mean is the level.
 

@@ -9,6 +9,7 @@ from typing import Any
 import ase
 import numpy as np
 import optax
+from ase.data import atomic_numbers
 
 from ase_mlip.batches import Batches
 from ase_mlip.config import FineTuneConfig
@@ -20,6 +21,7 @@ from ase_mlip.reference_energies import EnergyCorrection, find_correction, with_
 from ase_mlip.replay import label_by_model, replay_examples, replay_structures
 from ase_mlip.spill import join
 from ase_mlip.splits import read_split
+from ase_mlip.structure import InvalidStructure, symbol_of
 from ase_mlip.training import Log, TrainSettings, Validation
 from ase_mlip.transfer import add_heads
 from ase_mlip.tuning import Adapters
@@ -94,7 +96,12 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
     base = config.base if isinstance(config.base, ForceField) else ForceField.load(config.base)
     base_level = base.predictor.find_level(config.base_level)
     data = read_levels(config, log)
-    replayed = replay_structures(config, join(*(part.frames for part in data)), base.elements)
+    base = with_new_elements(base, config, data)
+    unknown = base.predictor.unknown_elements(base_level)
+    known = [z for z in base.elements if z not in unknown]
+    replayed = replay_structures(config, join(*(part.frames for part in data)), known)
+    for atoms in replayed:
+        base.check(atoms, base_level)
     used = base.for_elements(elements_of(*(p.frames for p in data), *(p.valid for p in data), replayed))
     start, blocks = add_heads(
         used,
@@ -111,7 +118,8 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
     for part in data:
         own = examples_at(start, part.frames, part.level, config)
         correction = find_correction(config.e0, start, part.level, own, config.batch_size)
-        start = with_energies(start, new_heads(start, part.level, base_level, data), correction.energies)
+        heads = new_heads(start, part.level, base_level, data)
+        start = with_energies(start, heads, correction.energies, taught=correction.below)
         corrections[part.level] = correction
         log(f"level {part.level!r}: {correction}")
         findings += check_labels(start, own, config, log)
@@ -123,8 +131,9 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
         examples.append(replay_train)
         valid.append(Validation(base_level, replay_valid, config.replay_weight))
     elif config.preset.changes_old_levels:
-        watched = label_by_model(start, data[0].valid, base_level, config.batch_size)
-        valid.append(Validation(base_level, watched, 0.0))
+        watched = predictable(start, data[0].valid, base_level)
+        if watched:
+            valid.append(Validation(base_level, label_by_model(start, watched, base_level, config.batch_size), 0.0))
     before = {v.level: evaluate(start, Batches(v.examples, config.batch_size)) for v in valid}
     everything = join(*examples)
     settings = make_settings(config, len(everything))
@@ -182,6 +191,44 @@ def read_levels(config: FineTuneConfig, log: Log) -> tuple[LevelData, ...]:
         wanted, skip = config.loss.wanted, config.skip_bad_frames
         found.append(LevelData(level, *read_split(source, own, config.keys, wanted, config.seed, log, skip)))
     return tuple(found)
+
+
+def with_new_elements(base: ForceField, config: FineTuneConfig, data: Sequence[LevelData]) -> ForceField:
+    """The base with the elements that the configuration adds.
+
+    Raises:
+        InvalidStructure: a frame has an element that neither the base nor the configuration names; the message says
+            which frame.
+        ValueError: a new element that the base knows, that is in no frame, or that is to start from an unknown one.
+    """
+    like = {}
+    for new, known in (config.new_elements or {}).items():
+        numbers = tuple(atomic_numbers.get(symbol, 0) for symbol in (new, known))
+        found = any(numbers[0] in atoms.numbers for part in data for atoms in part.frames)
+        if numbers[0] in base.elements or numbers[1] not in base.elements or not found:
+            raise ValueError(
+                f"new_elements: {new}={known}, but the base knows {', '.join(map(symbol_of, base.elements))}; give an "
+                "element that it lacks and that is among the training frames, and one of these to start from"
+            )
+        like[numbers[0]] = numbers[1]
+    for part in data:
+        for frames in (part.frames, part.valid):
+            for number, atoms in enumerate(frames):
+                unknown = set(atoms.numbers.tolist()).difference(base.elements, like)
+                if unknown:
+                    raise InvalidStructure(
+                        f"frame {number}: the model does not know "
+                        f"{', '.join(f'{symbol_of(z)} (Z={z})' for z in sorted(unknown))}; it knows "
+                        f"{', '.join(map(symbol_of, base.elements))}. Give new_elements={{'{symbol_of(min(unknown))}': "
+                        "KNOWN} (--new-elements NEW=KNOWN) to add it, starting from a known one like it"
+                    )
+    return base.with_elements([*base.elements, *like], like) if like else base
+
+
+def predictable(force_field: ForceField, frames: Sequence[ase.Atoms], level: str) -> Sequence[ase.Atoms]:
+    """Those frames whose elements a level has been trained on."""
+    unknown = set(force_field.predictor.unknown_elements(level))
+    return [a for a in frames if unknown.isdisjoint(a.numbers.tolist())] if unknown else frames
 
 
 def check_labels(

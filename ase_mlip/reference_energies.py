@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ase
 import numpy as np
@@ -15,6 +14,7 @@ from ase_mlip.dataset import Example
 from ase_mlip.dataset_info import Head
 from ase_mlip.evaluate import evaluate
 from ase_mlip.force_field import ForceField
+from ase_mlip.graph import Graph
 from ase_mlip.spill import select
 
 
@@ -112,12 +112,21 @@ def fit_energy_correction(
     return {force_field.elements[s]: float(e) for s, e in zip(species, solution, strict=True)}, int(rank)
 
 
-def with_energies(force_field: ForceField, heads: Sequence[str], energies: Mapping[int, float]) -> ForceField:
-    """The force field with the E0 of some heads replaced, eV by atomic number; elements not named get zero."""
+def with_energies(
+    force_field: ForceField, heads: Sequence[str], energies: Mapping[int, float], taught: Container[int] = ()
+) -> ForceField:
+    """The force field with the E0 of some heads replaced, eV by atomic number; elements not named get zero.
+
+    Those heads know the elements in `taught` from now on.
+    """
     row = tuple(float(energies.get(z, 0.0)) for z in force_field.elements)
-    return with_heads(
-        force_field, [replace(h, atomic_energies=row) if h.name in heads else h for h in force_field.predictor.heads]
-    )
+    changed = []
+    for head in force_field.predictor.heads:
+        if head.name in heads:
+            unknown = tuple(z for z in head.unknown if z not in taught)
+            head = replace(head, atomic_energies=row, unknown=unknown)
+        changed.append(head)
+    return with_heads(force_field, changed)
 
 
 def with_heads(force_field: ForceField, heads: Sequence[Head]) -> ForceField:
@@ -139,5 +148,6 @@ def _isolated_labels(force_field: ForceField, examples: Sequence[Example]) -> di
 
 def _atom_energy(force_field: ForceField, number: int, level: str) -> float:
     """What a level predicts for an isolated atom, eV."""
-    graph: Any = force_field.graph(ase.Atoms([number]), level)
+    weights = force_field.predictor.head_weights(level)
+    graph = Graph.from_atoms(ase.Atoms([number]), force_field.elements, force_field.cutoff, weights)
     return float(force_field(graph).energy[0])

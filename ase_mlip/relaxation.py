@@ -100,7 +100,7 @@ def relax(
     options = {"level": level, "fmax": fmax, "steps": steps, "optimizer": optimizer, "dtype": dtype}
     with open_journal(folder, JOURNAL, lambda: run_identity(model, frames, **options)) as journal:
         ledger = Ledger("relaxed", len(frames), journal, log)
-        intake = take_in(model, frames, ledger.rest, SKIN, batch_size)
+        intake = take_in(model, level, frames, ledger.rest, SKIN, batch_size)
         for number, problem in intake.problems.items():
             ledger.keep(number, converged=False, steps=0, problem=problem)
         if intake.groups:

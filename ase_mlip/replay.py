@@ -44,7 +44,7 @@ def replay_structures(
     Args:
         config: `replay`, `replay_ratio` and `seed` count.
         frames: the new training frames.
-        elements: atomic numbers that the base knows.
+        elements: atomic numbers that the base level knows.
     """
     if config.replay is None:
         return []
@@ -59,25 +59,37 @@ def replay_structures(
 
 
 def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count: int, seed: int = 0) -> list[ase.Atoms]:
-    """Half distorted copies of the frames, half other molecules and crystals of the elements, distorted too.
+    """Half distorted copies of the frames, half other molecules and crystals, distorted too; of these elements alone.
 
-    The others are the molecules of ASE's G2 collection whose elements are known, and, for elements in the frames, the
-    crystals of ASE's reference states.
+    The others are the molecules of ASE's G2 collection, and, for elements in the frames, the crystals of ASE's
+    reference states.
 
     Returns:
         Structures without labels, in the order of drawing.
+
+    Raises:
+        ValueError: nothing to make them of.
     """
     rng = np.random.default_rng([seed, 31])
     known = set(elements)
     others = [atoms for atoms in g2 if len(atoms) > 1 and known.issuperset(atoms.numbers)]
-    used = sorted({int(z) for atoms in frames for z in atoms.numbers})
-    others += list(_crystals(used))
-    made: list[ase.Atoms] = []
-    copies = (frames[i] for i in cycle(rng.permutation(len(frames))))
-    diverse = (others[i] for i in cycle(rng.permutation(len(others)))) if others else copies
-    for number in range(count):
-        made.append(_distort(next(copies if number % 2 == 0 else diverse), rng))
-    return made
+    used: set[int] = set()
+    usable = []
+    for place, atoms in enumerate(frames):
+        used.update(atoms.numbers.tolist())
+        if known.issuperset(atoms.numbers.tolist()):
+            usable.append(place)
+    others += list(_crystals(sorted(used & known)))
+    both = _drawn(frames, rng.permutation(usable)), _drawn(others, rng.permutation(len(others)))
+    sources = [drawn for drawn in both if drawn is not None]
+    if not sources:
+        raise ValueError("replay='auto': the base level knows no molecule of the G2 set, nor all elements of any frame")
+    return [_distort(next(sources[number % len(sources)]), rng) for number in range(count)]
+
+
+def _drawn(pool: Sequence[ase.Atoms], order: np.ndarray) -> Iterator[ase.Atoms] | None:
+    """Structures in this order, again and again; None if there are none."""
+    return (pool[int(i)] for i in cycle(order)) if len(order) else None
 
 
 def _crystals(elements: Sequence[int]) -> Iterator[ase.Atoms]:

@@ -21,7 +21,7 @@ from ase_mlip.fingerprint import farthest_points, fingerprints, join_points
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph, PadShape
 from ase_mlip.spill import select
-from ase_mlip.structure import InvalidStructure, check_structure, find_neighbors, symbol_of
+from ase_mlip.structure import InvalidStructure, find_neighbors, symbol_of
 from ase_mlip.training import Log
 from ase_mlip.uncertainty import deviation, member_predictions
 
@@ -119,7 +119,7 @@ def scan_frames(
     force_field.predictor.member_weights(level)
     faults, elements = {}, set[int]()
     for index, atoms in enumerate(frames):
-        if fault := find_fault(atoms, force_field.elements):
+        if fault := find_fault(atoms, force_field, level):
             faults[index] = fault
         else:
             elements.update(atoms.numbers.tolist())
@@ -177,10 +177,10 @@ def _deviations(force_field: ForceField, graph: Graph, level: str | None, count:
     return spread.energy[:count] / np.bincount(graph.node_graph[real], minlength=count), largest
 
 
-def find_fault(atoms: ase.Atoms, elements: Sequence[int]) -> str | None:
+def find_fault(atoms: ase.Atoms, force_field: ForceField, level: str | None = None) -> str | None:
     """Why a frame is of no use, if it is not: no prediction for it, atoms that overlap or have flown apart."""
     try:
-        check_structure(atoms, elements)
+        force_field.check(atoms, level)
     except InvalidStructure as error:
         return str(error)
     if len(atoms) == 0:

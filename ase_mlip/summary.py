@@ -16,6 +16,7 @@ from ase_mlip.force_field import ForceField
 from ase_mlip.prepare import Plan
 from ase_mlip.report import FileRecord, LevelErrors, ReferenceEnergy, Report, installed_versions
 from ase_mlip.stability import DimerScan, NveResult, dimer_scan, element_pairs, nve_drift
+from ase_mlip.structure import symbol_of
 from ase_mlip.tuning import count_variables
 
 TIMESTEP = 0.5  # fs
@@ -108,20 +109,25 @@ Checks = tuple[
 
 
 def _check_stability(plan: Plan, result: ForceField) -> Checks:
-    """Dynamics at constant energy and walls of element pairs, of the base and of the result."""
+    """Dynamics at constant energy and walls of element pairs, of the result and, for elements it knows, of the base."""
     level, wanted = plan.data[0].level, plan.config.check_ps
     pairs = element_pairs(plan.data[0].valid)[:MOST_PAIRS]
     if not wanted:
         return (None, None), ((), ()), ()
-    sides = ((plan.start, plan.base_level), (result, level))
-    before, after = (dimer_scan(force_field, pairs, name) for force_field, name in sides)
+    unknown = {symbol_of(z) for z in plan.start.predictor.unknown_elements(plan.base_level)}
+    known = [pair for pair in pairs if unknown.isdisjoint(pair)]
+    before = dimer_scan(plan.start, known, plan.base_level)
+    after = dimer_scan(result, pairs, level)
     atoms = next((atoms for atoms in plan.data[0].valid if len(atoms) > 1), None)
     if atoms is None:
         return (None, None), (before, after), ()
     picoseconds = min(wanted, _affordable(result, level, atoms))
-    runs = [nve_drift(force_field, atoms, name, picoseconds=picoseconds) for force_field, name in sides]
+    base_run = None
+    if unknown.isdisjoint(atoms.symbols):
+        base_run = nve_drift(plan.start, atoms, plan.base_level, picoseconds=picoseconds)
+    run = nve_drift(result, atoms, level, picoseconds=picoseconds)
     notes = (f"Dynamics was checked for {picoseconds:.3g} ps only, for want of time.",) if picoseconds < wanted else ()
-    return (runs[0], runs[1]), (before, after), notes
+    return (base_run, run), (before, after), notes
 
 
 def _affordable(force_field: ForceField, level: str, atoms: ase.Atoms) -> float:

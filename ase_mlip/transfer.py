@@ -153,7 +153,9 @@ def add_heads(
     network = base.predictor.network
     names = (*base.heads, *new_heads)
     config = replace(network.config, num_readout_heads=len(names), head_names=names)
-    grown = network.rebuild(config, base.dataset_info)
+    info, unknown = base.dataset_info, base.predictor.unknown_elements(base_level)
+    added = [replace(info.head(name), unknown=unknown) for name in new_heads]
+    grown = network.rebuild(config, info.with_heads([*info.heads, *added]))
     initial = ForceField.from_mlip_network(grown, seed=seed, known=base.params)
     params, blocks = transfer_params(base.params, initial.params, scale_factor=1.0)
     silent = {
