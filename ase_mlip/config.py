@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 from ase_mlip.options import Options
-from ase_mlip.presets import METHODS, Method
+from ase_mlip.presets import METHODS, Method, Optimizer, Schedule
 
 if TYPE_CHECKING:  # the command line lists the options without loading JAX
     from ase_mlip.dataset import LabelKeys
@@ -18,6 +18,12 @@ if TYPE_CHECKING:  # the command line lists the options without loading JAX
 
 E0_CHOICES = ("estimated", "isolated", "keep")
 REPLAY_LABELS = ("model", "file")
+CHOICES = {
+    "method": tuple(METHODS),
+    "replay_labels": REPLAY_LABELS,
+    "optimizer": (*get_args(Optimizer), None),
+    "schedule": get_args(Schedule),
+}
 
 
 class Labelled(Options):
@@ -31,6 +37,18 @@ class Labelled(Options):
         forces_weight: float
         stress_weight: float
         huber_delta: float
+
+    def check_choices(self) -> None:
+        """Whether every option that is one of a few words is one of them.
+
+        Raises:
+            ValueError: another word; the message lists those that there are.
+        """
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name, allowed[0])
+            if value not in allowed:
+                words = ", ".join(repr(word) for word in allowed if word is not None)
+                raise ValueError(f"{name}={value!r}: give one of {words}")
 
     @property
     def keys(self) -> LabelKeys:
@@ -102,9 +120,7 @@ class FineTuneConfig(Labelled):
     dry_run: Annotated[bool, "print what would be done, its cost and what is wrong with the data, and stop"] = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("replay_labels", REPLAY_LABELS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, allowed))}")
+        self.check_choices()
         if isinstance(self.e0, str):
             object.__setattr__(self, "e0", parse_energies(self.e0))
         if isinstance(self.new_elements, str):
@@ -196,6 +212,7 @@ class TrainConfig(Labelled):
     licence: Annotated[str | None, "licence of the weights to keep in the file"] = None
 
     def __post_init__(self) -> None:
+        self.check_choices()
         object.__setattr__(self, "radial_mlp", tuple(self.radial_mlp))
         if isinstance(self.train, Mapping) or isinstance(self.valid, Mapping):
             raise ValueError("a training has one level: give one file; several levels (LEVEL=FILE) belong to finetune")

@@ -69,11 +69,19 @@ def test_frames_in_memory_cannot_be_written(tmp_path: Path) -> None:
         ({"replay_weight": 0}, "replay_weight=0: give a positive number"),
         ({"replay_ratio": -1.0}, "replay_ratio=-1.0"),
         ({"replay_labels": "old"}, "replay_labels='old': give one of 'model', 'file'"),
+        ({"schedule": "linear"}, "schedule='linear': give one of 'cosine', 'plateau', 'constant'"),
+        ({"optimizer": "sgd"}, "optimizer='sgd': give one of 'amsgrad', 'muon'"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FineTuneConfig().changed(options)
+
+
+@pytest.mark.parametrize(("name", "word"), [("schedule", "linear"), ("optimizer", "sgd")])
+def test_a_training_refuses_unknown_words_before_it_reads_data(name: str, word: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{word}': give one of"):
+        TrainConfig(**{name: word})
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "method: [\n"])

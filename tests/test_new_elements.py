@@ -11,6 +11,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import molecule
+from conftest import random_weights
 from toy_data import INFO, toy_force_field, toy_frames
 
 from ase_mlip import MLIPCalculator, relax
@@ -19,6 +20,7 @@ from ase_mlip.evaluate import evaluate_frames
 from ase_mlip.finetune import FineTuneResult, fine_tune
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph
+from ase_mlip.networks.nequip import Nequip, NequipConfig
 from ase_mlip.replay import make_structures
 from ase_mlip.structure import InvalidStructure
 
@@ -50,8 +52,11 @@ def tuned(base: ForceField) -> FineTuneResult:
     return tune(base, carbon_frames(8), epochs=20)
 
 
-def test_a_new_element_starts_as_the_one_it_is_like(base: ForceField) -> None:
+@pytest.mark.parametrize("network", ["mace", "nequip"])
+def test_a_new_element_starts_as_the_one_it_is_like(network: str, base: ForceField) -> None:
     """Where it stands in for that one the energies are the same; what was known before is not touched."""
+    if network == "nequip":
+        base = random_weights(Nequip(NequipConfig((4, 2), 2, 1, 4, element_skip=True), INFO))
     grown = base.with_elements([1, 6, 8], LIKE)
     assert grown.elements == (1, 6, 8)
     water = molecule("H2O", vacuum=3.0)
