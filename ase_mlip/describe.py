@@ -9,6 +9,7 @@ from typing import Any
 from ase_mlip.force_field import ForceField
 from ase_mlip.kernels import describe as describe_path
 from ase_mlip.model_file import file_sha256
+from ase_mlip.structure import symbol_of
 
 UNKNOWN = "not stated in the file"
 # What provenance calls it, and what the reader of a table does.
@@ -68,7 +69,9 @@ def _levels(force_field: ForceField) -> dict[str, str]:
     rows = {}
     for level, heads in force_field.levels.items():
         default = " (default)" if level == newest else ""
-        rows[f"level {level}"] = f"sum of {', '.join(heads)}{default}{made.get(level, '')}"
+        unknown = " ".join(map(symbol_of, force_field.predictor.unknown_elements(level)))
+        lacks = f"; never trained on {unknown}" if unknown else ""
+        rows[f"level {level}"] = f"sum of {', '.join(heads)}{default}{made.get(level, '')}{lacks}"
     return rows
 
 

@@ -158,8 +158,8 @@ class ForceField:
             InvalidStructure: see `check_structure`; or an element that the level has never been trained on.
         """
         check_structure(atoms, self.elements)
-        unknown = set(self.predictor.unknown_elements(level)).intersection(atoms.numbers.tolist())
-        if unknown:
+        unknown = set(self.predictor.unknown_elements(level))
+        if unknown and (unknown := unknown.intersection(atoms.numbers.tolist())):
             names = ", ".join(map(symbol_of, sorted(unknown)))
             taught = [name for name in self.levels if unknown.isdisjoint(self.predictor.unknown_elements(name))]
             raise InvalidStructure(

@@ -16,6 +16,7 @@ from toy_data import INFO, toy_force_field, toy_frames
 
 from ase_mlip import MLIPCalculator, relax
 from ase_mlip.config import FineTuneConfig
+from ase_mlip.describe import describe
 from ase_mlip.evaluate import evaluate_frames
 from ase_mlip.finetune import FineTuneResult, fine_tune
 from ase_mlip.force_field import ForceField
@@ -86,6 +87,7 @@ def test_levels_that_never_saw_it_refuse_it(tuned: FineTuneResult, tmp_path: Pat
     model = ForceField.load(tmp_path / "m.safetensors")
     assert model.predictor.unknown_elements("base") == (6,)
     assert model.predictor.unknown_elements() == ()
+    assert describe(model, tmp_path / "m.safetensors")["level base"] == "sum of base; never trained on C"
     methane, water = carbon_frames(4)[2:]
     methane.calc, labelled = MLIPCalculator(model, level="base"), carbon_frames(4)
     with pytest.raises(InvalidStructure, match=REFUSED):

@@ -29,7 +29,7 @@ from ase_mlip.calculator import MLIPCalculator
 from ase_mlip.finetune import fine_tune
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import PadShape, batch
-from ase_mlip.prepare import bootstrap
+from ase_mlip.level_data import bootstrap
 from ase_mlip.transfer import add_heads
 from ase_mlip.uncertainty import deviation, has_committee, member_predictions
 

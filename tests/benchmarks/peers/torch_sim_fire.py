@@ -13,6 +13,7 @@ import json
 import os
 import time
 import warnings
+from importlib.metadata import version
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn's constants are pickled
 import ase
@@ -60,7 +61,7 @@ def main() -> None:
             energies += (state.energy.detach() / torch.tensor([len(atoms) for atoms in batch])).tolist()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         record = {
-            "runner": f"torch-sim {torch_sim.__version__} fire",
+            "runner": f"torch-sim {version('torch-sim-atomistic')} fire",
             "run": run,
             "structures": len(structures),
             "steps": args.steps,
