@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ase_mlip.dataset_info import Head
 from ase_mlip.force_field import ForceField, is_per_element
 from ase_mlip.predictor import Params, Predictor
 
@@ -198,12 +199,23 @@ def restore_elements(tuned: ForceField, base: ForceField) -> ForceField:
             merged[path][rows] = trained
         else:
             merged[path] = trained
-    known_heads = {head.name: head for head in base.predictor.heads}
+    network = tuned.predictor.network
+    whole = network.rebuild(network.config, base.predictor.network.dataset_info.with_heads(_restore_heads(tuned, base)))
+    return ForceField(replace(tuned.predictor, network=whole), unflatten_dict(merged), tuned.provenance)
+
+
+def _restore_heads(tuned: ForceField, base: ForceField) -> list[Head]:
+    """The base's own heads, and the new ones with E0 for all elements; what no head below knew, they do not know."""
+    known = {head.name: head for head in base.predictor.heads}
     heads = []
     for head in tuned.predictor.heads:
+        if head.name in known:
+            heads.append(known[head.name])
+            continue
         energies = dict(zip(tuned.elements, head.atomic_energies, strict=True))
         spread = tuple(energies.get(z, 0.0) for z in base.elements)
-        heads.append(known_heads.get(head.name, replace(head, atomic_energies=spread)))
-    network = tuned.predictor.network
-    whole = network.rebuild(network.config, base.predictor.network.dataset_info.with_heads(heads))
-    return ForceField(replace(tuned.predictor, network=whole), unflatten_dict(merged), tuned.provenance)
+        summed = next(names for names in tuned.levels.values() if head.name in names)
+        below = [known[name].unknown for name in summed if name in known]
+        unseen = (z for z in below[0] if z not in tuned.elements and all(z in unknown for unknown in below))
+        heads.append(replace(head, atomic_energies=spread, unknown=(*head.unknown, *unseen)))
+    return heads

@@ -24,6 +24,7 @@ from ase_mlip.graph import Graph
 from ase_mlip.networks.nequip import Nequip, NequipConfig
 from ase_mlip.replay import make_structures
 from ase_mlip.structure import InvalidStructure
+from ase_mlip.transfer import add_heads, restore_elements
 
 E0 = {"H": -3.0, "C": -5.0, "O": -7.0}
 LIKE = {6: 8}
@@ -116,6 +117,14 @@ def test_another_level_on_the_base_does_not_know_it_either(tuned: FineTuneResult
     assert above.predictor.unknown_elements() == ()
     again = tune(tuned.force_field, carbon_frames(4), level="again", base_level="base", **{**options, "method": "full"})
     assert again.force_field.predictor.unknown_elements() == ()
+
+
+def test_what_was_cut_away_stays_unknown(base: ForceField) -> None:
+    """Fine-tuned on elements in use alone, and put back among all of them."""
+    grown = base.with_elements([1, 6, 8], LIKE)
+    tuned, _ = add_heads(grown.with_elements([1, 8]), ["side"])
+    assert tuned.predictor.unknown_elements() == ()
+    assert restore_elements(tuned, grown).predictor.unknown_elements("side") == (6,)
 
 
 def test_replay_leaves_the_new_element_to_the_new_level(base: ForceField) -> None:
