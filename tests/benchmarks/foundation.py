@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from ase_mlip import ForceField, LabelKeys, LossWeights, evaluate_frames, fine_tune
+from ase_mlip import ForceField, LabelKeys, evaluate_frames, fine_tune
 from ase_mlip.dataset import read_frames
 
 
@@ -48,9 +48,11 @@ def main() -> None:
 
     show("base", base)
     options = {
-        "keys": keys,
+        "energy_key": args.energy_key,
+        "forces_key": args.forces_key,
+        "energy_weight": args.energy_weight,
         "batch_size": args.batch_size,
-        "loss": LossWeights(args.energy_weight),
+        "check_ps": 0,
         "log": lambda _: None,
     }
     started = time.monotonic()
