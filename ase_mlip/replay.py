@@ -6,6 +6,7 @@ will do, and no pretraining data is needed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
@@ -21,6 +22,7 @@ from ase_mlip.config import FineTuneConfig
 from ase_mlip.dataset import (
     Example,
     LabelKeys,
+    elements_of,
     gather_examples,
     make_examples,
     read_frames,
@@ -33,7 +35,7 @@ from ase_mlip.spill import select
 AUTO = "auto"
 RATTLES = (0.03, 0.06, 0.1)  # Angstrom; larger ones reach where the base itself knows nothing
 STRAINS = (0.98, 1.0, 1.03)
-VALID_SHARE = 0.1
+VALID_SHARE, FEWEST_VALID = 0.1, 10  # held out; one odd molecule among few would decide what is kept
 
 
 def replay_structures(
@@ -49,6 +51,7 @@ def replay_structures(
     if config.replay is None:
         return []
     count = max(2, round(config.replay_ratio * len(frames)))
+    count += _held_out(count)
     if isinstance(config.replay, str) and config.replay == AUTO:
         return make_structures(frames, elements, count, config.seed)
     pool = read_frames(config.replay)
@@ -62,7 +65,7 @@ def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count:
     """Half distorted copies of the frames, half other molecules and crystals, distorted too; of these elements alone.
 
     The others are the molecules of ASE's G2 collection, and, for elements in the frames, the crystals of ASE's
-    reference states.
+    reference states; those of rare elements come first, so that the few that a small set needs cover what they can.
 
     Returns:
         Structures without labels, in the order of drawing.
@@ -80,16 +83,23 @@ def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count:
         if known.issuperset(atoms.numbers.tolist()):
             usable.append(place)
     others += list(_crystals(sorted(used & known)))
-    both = _drawn(frames, rng.permutation(usable)), _drawn(others, rng.permutation(len(others)))
-    sources = [drawn for drawn in both if drawn is not None]
+    copies = (frames[int(i)] for i in cycle(rng.permutation(usable)))
+    sources = [copies] * bool(usable) + [_by_elements(others, rng)] * bool(others)
     if not sources:
         raise ValueError("replay='auto': the base level knows no molecule of the G2 set, nor all elements of any frame")
     return [_distort(next(sources[number % len(sources)]), rng) for number in range(count)]
 
 
-def _drawn(pool: Sequence[ase.Atoms], order: np.ndarray) -> Iterator[ase.Atoms] | None:
-    """Structures in this order, again and again; None if there are none."""
-    return (pool[int(i)] for i in cycle(order)) if len(order) else None
+def _by_elements(pool: Sequence[ase.Atoms], rng: np.random.Generator) -> Iterator[ase.Atoms]:
+    """In random order, again and again, but next is always one with the element that has come least often."""
+    seen: Counter[int] = Counter()
+    while True:
+        left = [pool[int(i)] for i in rng.permutation(len(pool))]
+        while left:
+            rarest = min(sorted(elements_of(left)), key=lambda z: seen[z])
+            chosen = left.pop(next(i for i, atoms in enumerate(left) if rarest in atoms.numbers))
+            seen.update(elements_of([chosen]))
+            yield chosen
 
 
 def _crystals(elements: Sequence[int]) -> Iterator[ase.Atoms]:
@@ -124,9 +134,13 @@ def replay_examples(
         )
     else:
         examples = label_by_model(force_field, frames, level, config.batch_size, config.replay_weight)
-    held = max(1, round(VALID_SHARE * len(frames)))
+    held = min(_held_out(len(frames)), len(frames) // 2)
     order = np.random.default_rng([config.seed, 37]).permutation(len(frames))
     return select(examples, sorted(order[held:])), select(examples, sorted(order[:held]))
+
+
+def _held_out(count: int) -> int:
+    return max(FEWEST_VALID, round(VALID_SHARE * count))
 
 
 def label_by_model(

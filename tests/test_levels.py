@@ -177,12 +177,20 @@ def test_made_structures() -> None:
     assert [atoms.pbc.all() for atoms in metals] == [True] * 4
 
 
+def test_few_made_structures_cover_the_elements() -> None:
+    """Of 162 molecules of the G2 set few hold phosphorus or sodium: at random, twelve would miss most of the rare ones."""
+    elements = (1, 3, 6, 7, 8, 9, 11, 14, 15, 16, 17)
+    for seed in range(3):
+        made = make_structures(toy_frames(2), elements, 24, seed)
+        assert set(elements) <= {z for atoms in made[1::2] for z in atoms.numbers.tolist()}
+
+
 def test_generated_replay_keeps_the_old_level(base: ForceField) -> None:
     frames = toy_frames(8, seed=1, e0=FIRST)
     options = {**QUIET, "method": "full", "learning_rate": 1e-3, "epochs": 40}
     without = fine_tune(base, frames, frames, **options)
     replayed = fine_tune(base, frames, frames, replay="auto", replay_ratio=2.0, replay_weight=10.0, **options)
-    assert replayed.plan.replay_frames == 14  # sixteen made, two of them watch
+    assert replayed.plan.replay_frames == 16  # twice the frames; ten more watch
     assert without.replay_errors is None
     assert replayed.replay_errors is not None
     assert list(replayed.after) == list(without.after) == ["fine-tuned", "base"]
