@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 from ase_mlip.options import Options
-from ase_mlip.presets import METHODS, Method, Optimizer, Schedule
+from ase_mlip.presets import METHODS, REPLAY_RATES, Method, Optimizer, Schedule
 
 if TYPE_CHECKING:  # the command line lists the options without loading JAX
     from ase_mlip.dataset import LabelKeys
@@ -154,8 +154,10 @@ class FineTuneConfig(Labelled):
     @property
     def preset(self) -> Method:
         """The method with what was changed of it."""
-        names = [f.name for f in fields(Method)]
-        return replace(METHODS[self.method], **{n: v for n in names if (v := getattr(self, n)) is not None})
+        method = METHODS[self.method]
+        if self.replay is not None:
+            method = replace(method, learning_rate=REPLAY_RATES.get(self.method, method.learning_rate))
+        return replace(method, **{f.name: v for f in fields(Method) if (v := getattr(self, f.name)) is not None})
 
 
 @dataclass(frozen=True)

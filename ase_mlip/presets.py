@@ -41,3 +41,5 @@ METHODS: dict[str, Method] = {
     "lora": Method(freeze=(), rank=8, learning_rate=1e-2, ema=0.99, clip=10.0),
     "full": Method(freeze=(), rank=None, learning_rate=5e-3, ema=0.99, clip=10.0),
 }
+# Peak with replay, where it is another: at their own rate all weights, moving freely, lose the old level.
+REPLAY_RATES = {"full": 1e-3}

@@ -84,6 +84,13 @@ def test_a_training_refuses_unknown_words_before_it_reads_data(name: str, word: 
         TrainConfig(**{name: word})
 
 
+def test_replay_slows_down_what_moves_freely() -> None:
+    """At its own rate `full` lost the old level; a rate that is given counts as it is."""
+    rates = [FineTuneConfig(method=method, replay="auto").preset.learning_rate for method in ("full", "lora")]
+    assert rates == [1e-3, FineTuneConfig(method="lora").preset.learning_rate]
+    assert FineTuneConfig(method="full", replay="auto", learning_rate=0.02).preset.learning_rate == 0.02
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "method: [\n"])
 def test_broken_yaml_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(text)
