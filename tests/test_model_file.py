@@ -30,7 +30,7 @@ PROVENANCE = {"name": "toy", "functional": "r²SCAN", "fine_tuning": [{"level": 
 @pytest.fixture(scope="module")
 def model() -> ForceField:
     """Two heads with constants that binary fractions cannot write, custom levels, and every awkward float."""
-    heads = (*INFO.heads, Head("delta", (0.1, -1 / 3), scale=0.7, shift=1e-17))
+    heads = (*INFO.heads, Head("delta", (0.1, -1 / 3), scale=0.7, shift=1e-17, unknown=(8,)))
     made = random_force_field(replace(CONFIG, num_readout_heads=2), INFO.with_heads(heads))
     params = dict(made.params)
     params["element_embedding"] = np.float32([[0.0, -0.0, 1e-42, 3.4e38], [np.pi, -1e-45, 1 / 3, 1.0]])
@@ -77,7 +77,8 @@ def test_description_survives(model: ForceField, path: Path) -> None:
     assert loaded.heads == ("base", "delta")
     assert asdict(loaded.dataset_info) == asdict(model.dataset_info)
     assert asdict(loaded.dataset_info.heads[1]) == {
-        "name": "delta", "atomic_energies": (0.1, -1 / 3), "scale": 0.7, "shift": 1e-17, "repulsion": 0.0
+        "name": "delta", "atomic_energies": (0.1, -1 / 3), "scale": 0.7, "shift": 1e-17, "repulsion": 0.0,
+        "unknown": (8,),
     }  # fmt: skip
     assert loaded.predictor.network.config == model.predictor.network.config
     assert loaded.provenance == PROVENANCE
