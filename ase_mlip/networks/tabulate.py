@@ -21,6 +21,7 @@ from ase_mlip.networks.neighbor_sum import Edges, Kernels, RadialNetwork
 
 Params = Mapping[str, Any]
 FIRST_KNOTS, LAST_KNOTS = 256, 2048
+PART = 512  # distances evaluated at once: one shape, traced once, whatever the number of knots
 TOLERANCE = 2e-7  # of a weight, relative to the largest one: rounding of float32 is 1.2e-7
 
 
@@ -52,7 +53,7 @@ def tabulate(network: RadialModel, params: Params) -> tuple[Kernels, Params]:
         radial = jax.tree.map(
             partial(jnp.asarray, dtype="float64"), {name: params[name]["neighbor_sum"]["radial"] for name in layers}
         )
-        evaluate = partial(jax.jit(partial(_weights, network)), radial)
+        evaluate = partial(_in_parts, partial(jax.jit(partial(_weights, network)), radial))
         for count in _doublings(FIRST_KNOTS, LAST_KNOTS):
             tables = _hermite(evaluate, count, cutoff)
             if max(_midpoint_errors(evaluate, tables, cutoff)) < TOLERANCE:
@@ -85,7 +86,22 @@ def _weights(network: RadialModel, radial: Params, distances: jax.Array) -> list
     return list(zip(*jax.jvp(all_layers, (distances,), (jnp.ones_like(distances),)), strict=True))
 
 
-Evaluate = Callable[[np.ndarray], list[tuple[jax.Array, jax.Array]]]
+Evaluate = Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]
+
+
+def _in_parts(
+    compiled: Callable[[np.ndarray], list[tuple[jax.Array, jax.Array]]], distances: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What `_weights` gives for any number of distances."""
+    padded = np.resize(distances, (-(-len(distances) // PART), PART))  # repeats them to fill the last part
+    found = [compiled(part) for part in padded]
+    return [
+        (
+            np.concatenate([values for values, _ in layer])[: len(distances)],
+            np.concatenate([slopes for _, slopes in layer])[: len(distances)],
+        )
+        for layer in zip(*found, strict=True)
+    ]
 
 
 def _hermite(evaluate: Evaluate, count: int, cutoff: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -93,7 +109,7 @@ def _hermite(evaluate: Evaluate, count: int, cutoff: float) -> list[tuple[np.nda
     spacing = cutoff / (count - 1)
     distances = np.arange(count) * spacing
     distances[0] = 1e-3 * spacing  # the basis divides by the distance
-    return [(np.asarray(value), spacing * np.asarray(slope)) for value, slope in evaluate(distances)]
+    return [(value, spacing * slope) for value, slope in evaluate(distances)]
 
 
 def _midpoint_errors(evaluate: Evaluate, tables: list[tuple[np.ndarray, np.ndarray]], cutoff: float) -> list[float]:
