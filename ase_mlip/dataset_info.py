@@ -34,6 +34,12 @@ class Head:
     unknown: tuple[int, ...] = field(default=(), compare=False)
 
 
+def unknown_to_all(heads: Iterable[Head]) -> tuple[int, ...]:
+    """Atomic numbers that none of the heads has been trained on."""
+    first, *others = (head.unknown for head in heads)
+    return tuple(z for z in first if all(z in unknown for unknown in others))
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What a network must know of the data it describes.

@@ -91,7 +91,7 @@ class ForceField:
         Raises:
             InvalidStructure: see `check`.
         """
-        self.check(atoms, level)
+        self._check_level(atoms, level)  # `Graph` checks all else
         graph = Graph.from_atoms(atoms, self.elements, self.cutoff, self.predictor.head_weights(level))
         if shape is None:
             return graph
@@ -158,6 +158,9 @@ class ForceField:
             InvalidStructure: see `check_structure`; or an element that the level has never been trained on.
         """
         check_structure(atoms, self.elements)
+        self._check_level(atoms, level)
+
+    def _check_level(self, atoms: ase.Atoms, level: str | None) -> None:
         unknown = set(self.predictor.unknown_elements(level))
         if unknown and (unknown := unknown.intersection(atoms.numbers.tolist())):
             names = ", ".join(map(symbol_of, sorted(unknown)))

@@ -13,7 +13,7 @@ from ase_mlip.config import FineTuneConfig
 from ase_mlip.dataset import Example, gather_examples, make_examples
 from ase_mlip.force_field import ForceField
 from ase_mlip.splits import read_split
-from ase_mlip.structure import InvalidStructure, symbol_of
+from ase_mlip.structure import InvalidStructure, check_elements, symbol_of
 from ase_mlip.training import Log
 
 
@@ -79,13 +79,13 @@ def with_new_elements(base: ForceField, config: FineTuneConfig, data: Sequence[L
         for frames in (part.frames, part.valid):
             for number, atoms in enumerate(frames):
                 unknown = set(atoms.numbers.tolist()).difference(base.elements, like)
-                if unknown:
+                try:
+                    check_elements(unknown, base.elements)
+                except InvalidStructure as error:
                     raise InvalidStructure(
-                        f"frame {number}: the model does not know "
-                        f"{', '.join(f'{symbol_of(z)} (Z={z})' for z in sorted(unknown))}; it knows "
-                        f"{', '.join(map(symbol_of, base.elements))}. Give new_elements={{'{symbol_of(min(unknown))}': "
-                        "KNOWN} (--new-elements NEW=KNOWN) to add it, starting from a known one like it"
-                    )
+                        f"frame {number}: {error}. Give new_elements={{'{symbol_of(min(unknown))}': KNOWN}} "
+                        "(--new-elements NEW=KNOWN) to add it, starting from a known one like it"
+                    ) from None
     return base.with_elements([*base.elements, *like], like) if like else base
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ase_mlip.dataset_info import DatasetInfo, Head
+from ase_mlip.dataset_info import DatasetInfo, Head, unknown_to_all
 from ase_mlip.graph import Graph
 from ase_mlip.repulsion import repulsion_energies
 
@@ -119,8 +119,7 @@ class Predictor:
             ValueError: there is no such level.
         """
         summed = dict(self.levels)[self.find_level(level)]
-        first, *others = (head.unknown for head in self.heads if head.name in summed)
-        return tuple(z for z in first if all(z in unknown for unknown in others))
+        return unknown_to_all(head for head in self.heads if head.name in summed)
 
     def member_weights(self, level: str | None = None) -> np.ndarray:
         """Head weights of each member of a level's newest committee, [members, heads]; their mean is the level.

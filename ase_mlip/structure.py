@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import ase
 import numpy as np
@@ -26,11 +26,7 @@ def check_structure(atoms: ase.Atoms, elements: Sequence[int]) -> None:
     Raises:
         InvalidStructure: elements outside `elements`, non-finite positions or cell, a periodic axis without a vector.
     """
-    unknown = sorted(set(atoms.numbers.tolist()) - set(elements))
-    if unknown:
-        names = ", ".join(f"{symbol_of(z)} (Z={z})" for z in unknown)
-        known = ", ".join(symbol_of(z) for z in elements)
-        raise InvalidStructure(f"the model does not know {names}; it knows {known}")
+    check_elements(atoms.numbers.tolist(), elements)
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if len(bad):
         raise InvalidStructure(
@@ -50,6 +46,15 @@ def check_structure(atoms: ase.Atoms, elements: Sequence[int]) -> None:
         raise InvalidStructure(
             f"the periodic cell vectors {periodic.tolist()} are linearly dependent; correct the cell"
         )
+
+
+def check_elements(numbers: Iterable[int], elements: Sequence[int]) -> None:
+    """Raise InvalidStructure, naming them, for atomic numbers outside `elements`."""
+    unknown = sorted(set(numbers) - set(elements))
+    if unknown:
+        names = ", ".join(f"{symbol_of(z)} (Z={z})" for z in unknown)
+        known = ", ".join(symbol_of(z) for z in elements)
+        raise InvalidStructure(f"the model does not know {names}; it knows {known}")
 
 
 def symbol_of(number: int) -> str:

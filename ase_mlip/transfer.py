@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ase_mlip.dataset_info import Head
+from ase_mlip.dataset_info import Head, unknown_to_all
 from ase_mlip.force_field import ForceField, is_per_element
 from ase_mlip.predictor import Params, Predictor
 
@@ -215,7 +215,7 @@ def _restore_heads(tuned: ForceField, base: ForceField) -> list[Head]:
         energies = dict(zip(tuned.elements, head.atomic_energies, strict=True))
         spread = tuple(energies.get(z, 0.0) for z in base.elements)
         summed = next(names for names in tuned.levels.values() if head.name in names)
-        below = [known[name].unknown for name in summed if name in known]
-        unseen = (z for z in below[0] if z not in tuned.elements and all(z in unknown for unknown in below))
+        below = unknown_to_all(known[name] for name in summed if name in known)
+        unseen = (z for z in below if z not in tuned.elements)
         heads.append(replace(head, atomic_energies=spread, unknown=(*head.unknown, *unseen)))
     return heads

@@ -95,13 +95,7 @@ def _in_parts(
     """What `_weights` gives for any number of distances."""
     padded = np.resize(distances, (-(-len(distances) // PART), PART))  # repeats them to fill the last part
     found = [compiled(part) for part in padded]
-    return [
-        (
-            np.concatenate([values for values, _ in layer])[: len(distances)],
-            np.concatenate([slopes for _, slopes in layer])[: len(distances)],
-        )
-        for layer in zip(*found, strict=True)
-    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(distances)], *found)
 
 
 def _hermite(evaluate: Evaluate, count: int, cutoff: float) -> list[tuple[np.ndarray, np.ndarray]]:
