@@ -17,7 +17,7 @@ from ase_mlip.presets import Optimizer, Schedule
 from ase_mlip.tuning import Adapters
 
 # parts of names: tables of elements, constants, and weights of products
-NO_MATRICES = ("embedding", "element_neighbor", "element_center", "bias", "norm", "contraction")
+NO_MATRICES = ("embedding", "element_neighbor", "element_center", "bias", "norm", "contraction", "skip")
 
 
 def choose_adapters(

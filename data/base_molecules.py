@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from rdkit import Chem
 from rdkit.Chem import Descriptors
@@ -107,6 +109,25 @@ CC(=O)Nc1nnc(S(N)(=O)=O)s1 CSP(C)C Fc1ccc(S)cc1 Clc1ccc(S)cc1 NC(=O)c1cc(F)ccc1C
 """.split()
 
 MOLECULES = [*ORGANIC, *FURTHER, *STATIC]
+
+# Rings, chains and central atoms with places for groups, and the groups: what `enumerated` makes molecules of
+CORES = """
+c1cc({0})ccc1{1} c1ccc({1})c({0})c1 c1cc({0})cc({1})c1 c1nc({0})ccc1{1} c1c({0})cncc1{1} c1nc({0})ncc1{1}
+c1oc({0})cc1{1} c1sc({0})cc1{1} c1[nH]c({0})cc1{1} c1sc({0})nc1{1} c1oc({0})nc1{1} c1[nH]c({0})nc1{1} Cn1nc({0})cc1{1}
+c1noc({0})c1{1} C1CC1({0}){1} C1CC({0})C1{1} C1CC({0})CC1{1} C1CC({0})C(=O)C1{1} C1CN({0})CC1{1} C1CC({0})OC1{1}
+C1OC({0})CO1 C1SCC({0})C1{1} C1C({0})CCN1{1} C1C=C({0})CC1{1} O=C1C=CC({0})N1{1} C1OC1({0}){1} C1N=C({0})CN1{1}
+C1COC({0})CN1{1} C1CC({0})=NC1{1} C({0})C{1} C({0}){1} CC({0}){1} C({0})CC{1} C({0})=C{1} C({0})(C)C{1} C({0})#C{1}
+C({0})C(C){1} CC({0})=C{1} C({0})OC{1} C({0})SC{1} C({0})NC{1} C(=O)({0}){1} C(=O)({0})C{1} C(=O)({0})N{1}
+C(=O)({0})NC{1} C(=O)({0})OC{1} C(=S)({0})N{1} C(=N{0}){1} C(=NO{0}){1} S(=O)(=O)({0}){1} S(=O)({0}){1} S({0})C{1}
+S({0})S{1} P({0})(C){1} P(=O)({0})(OC){1} P(=O)(C)({0}){1} P({0})(OC){1} P(=S)({0})(C){1} N(C)({0})C{1} N({0})N{1}
+O({0})C{1} N({0})C(=O){1} C({0})C(=O){1} C({0})(F)C{1} C({0})(Cl)C{1}
+""".split()
+GROUPS = """
+C CC C(C)C C=C C#C C#N C(F)(F)F C(F)F CF CCl CBr CO CN CS COC CC#N C=O C(C)=O C(=O)O C(=O)OC C(N)=O C(=O)NC C(=O)N(C)C
+N NC N(C)C NC(C)=O NN N=O [N+](=O)[O-] O OC OCC OC(C)=O OC=O S SC SC(C)=O S(C)=O S(C)(=O)=O S(N)(=O)=O P(C)C P(=O)(C)C
+F Cl Br C%11CC%11 N%11CC%11 C%11CO%11 c%11ccco%11 c%11cccs%11 c%11cc[nH]c%11 n%11ccnc%11 N%11CCCC%11 C=NO C(=N)N
+""".split()
+ENUMERATED, LARGEST = 1000, 11  # molecules, heavy atoms
 
 VALID_MOLECULES = """
 CCCO CCC(C)=O CC(=O)OCC O=Cc1ccccc1O Cc1ccccc1 NCc1ccccc1 c1cn[nH]c1 CCC(N)=O C1=CCCC1 CC=NO
@@ -221,11 +242,11 @@ def check_names(names: list[str]) -> None:
 def check_lists() -> None:
     """Assert that no molecule is listed twice, none is forbidden, and none that is held out is part of training."""
     groups = {*DIMERS, *dimers(), *CLUSTERS, *FURTHER_CLUSTERS, *IONS}
-    check_names([*MOLECULES, *groups, *RADICALS])
-    for names in (MOLECULES, RADICALS, IONS):
+    check_names([*MOLECULES, *enumerated(), *groups, *RADICALS])
+    for names in ([*MOLECULES, *enumerated()], RADICALS, IONS):
         canonical = [Chem.CanonSmiles(smiles) for smiles in names]
         assert len(set(canonical)) == len(canonical), sorted(canonical)
-    for smiles in MOLECULES:
+    for smiles in (*MOLECULES, *enumerated()):
         assert Descriptors.NumRadicalElectrons(Chem.MolFromSmiles(smiles)) == 0, smiles
     for smiles in RADICALS:
         assert Descriptors.NumRadicalElectrons(Chem.MolFromSmiles(smiles)) == 1, smiles
@@ -241,6 +262,24 @@ def dimers() -> list[str]:
     """Return the pairs of the second version: each pair of the small molecules, and the listed ones."""
     pairs = [f"{a}.{b}" for i, a in enumerate(SMALL) for b in SMALL[i:]]
     return sorted({*pairs, *FURTHER_DIMERS})
+
+
+@cache
+def enumerated() -> tuple[str, ...]:
+    """Return molecules of a random core with random groups, none listed or forbidden."""
+    rng, parser = np.random.default_rng(17), Chem.SmilesParserParams()
+    known = {tautomer(Chem.MolFromSmiles(smiles)) for smiles in (*MOLECULES, *FORBIDDEN)}
+    found: list[str] = []
+    while len(found) < ENUMERATED:
+        core, groups = CORES[rng.integers(len(CORES))], [GROUPS[place] for place in rng.integers(len(GROUPS), size=2)]
+        mol = Chem.MolFromSmiles(core.format(groups[0], groups[1].replace("%11", "%12")), parser)
+        if mol is None or mol.GetNumHeavyAtoms() > LARGEST:
+            continue
+        form = tautomer(mol)
+        if form not in known and not Descriptors.NumRadicalElectrons(mol) and not Chem.GetFormalCharge(mol):
+            known.add(form)
+            found.append(Chem.MolToSmiles(mol))
+    return tuple(found)
 
 
 def crowds() -> list[str]:

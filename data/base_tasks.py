@@ -39,6 +39,7 @@ from base_molecules import (
     STATIC,
     crowds,
     dimers,
+    enumerated,
     split_of,
 )
 from rdkit import Chem
@@ -176,6 +177,21 @@ def static_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
     yield from still_frames(*conformers(smiles, 2, fmax=0.02, steps=80), 3, rng)
 
 
+def variant_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield one conformer of a molecule, two modes per temperature, and a few turned and stretched bonds."""
+    relaxed, mol = conformers(smiles, 1, fmax=0.02, steps=100)
+    frame = label(relaxed[0], "conformer")
+    if frame is not None:
+        yield frame
+    yield from mode_frames(relaxed, 2, rng)
+    moved = [(turned(jittered(relaxed, 0.03, rng), mol, rng.uniform(20.0, 340.0), rng), "torsion") for _ in range(3)]
+    moved.append((stretched(jittered(relaxed, 0.03, rng), mol, rng.uniform(0.8, 1.4), rng, every=True), "stretched"))
+    for atoms, config_type in moved:
+        frame = None if atoms is None else label(atoms, config_type)
+        if frame is not None:
+            yield frame
+
+
 def sample_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
     """Yield the same with fewer modes, and dynamics up to 1500 K, 12 fs apart."""
     relaxed, mol = conformers(smiles, 2, fmax=0.02, steps=80)
@@ -305,7 +321,7 @@ class Task:
 
 
 def all_tasks() -> list[Task]:
-    """List every task: atoms, diatomics, then the rest shuffled by urgency: a cut-off run stays balanced."""
+    """List every task: atoms, diatomics, the rest shuffled by urgency, variants: a cut-off run stays balanced."""
     first = [Task("atom", symbol, atom_frames) for symbol in ELEMENTS]
     first += [Task("curve", f"{a}-{b}", curve_frames) for a, b in combinations_with_replacement(ELEMENTS, 2)]
     rest = [Task("molecule", name, molecule_frames) for name in ORGANIC]
@@ -323,7 +339,8 @@ def all_tasks() -> list[Task]:
     rest += [Task("box", name, box_frames) for name in BOXES]
     rest += [Task("crowd", name, crowd_frames) for name in crowds()]
     order = np.random.default_rng(1).permutation(len(rest))
-    return first + sorted((rest[index] for index in order), key=urgency)
+    variants = [Task("variant", name, variant_frames) for name in enumerated()]
+    return first + sorted((rest[index] for index in order), key=urgency) + variants
 
 
 def urgency(task: Task) -> int:

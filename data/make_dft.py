@@ -1,4 +1,4 @@
-"""Make the glycine set: xTB dynamics snapshots labelled with density-fitted r2SCAN-D4/def2-SVP energies and forces."""
+"""Label the geometries of `dft_systems.py` with density-fitted r2SCAN-D4/def2-SVP energies and forces."""
 
 from __future__ import annotations
 
@@ -14,58 +14,11 @@ import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-from ase.optimize import BFGS
+from dft_systems import INTERVAL, SEED, SYSTEMS, TIME_STEP, snapshots
 from pyscf import dft, gto, lib
-from rdkit import Chem
-from rdkit.Chem import AllChem
-from tblite.ase import TBLite
 
-SMILES = "NCC(=O)O"
 FUNCTIONAL, DISPERSION, BASIS = "r2scan", "d4", "def2-svp"
 GRID_LEVEL, CONV_TOL = 3, 1e-9
-TEMPERATURES = (300.0, 500.0)  # K
-CONFORMERS, FRAMES_PER_RUN = 4, 28
-TIME_STEP, EQUILIBRATE, INTERVAL = 1.0, 400, 60  # fs, steps, steps
-SEED = 11
-
-
-def conformers() -> list[Atoms]:
-    """Return distinct glycine conformers relaxed with GFN2-xTB, lowest energy first."""
-    mol = Chem.AddHs(Chem.MolFromSmiles(SMILES))
-    options = AllChem.ETKDGv3()
-    options.randomSeed = SEED
-    AllChem.EmbedMultipleConfs(mol, 60, options)
-    symbols = [atom.GetSymbol() for atom in mol.GetAtoms()]
-    found: dict[float, Atoms] = {}
-    for conformer in mol.GetConformers():
-        atoms = Atoms(symbols, conformer.GetPositions(), calculator=TBLite(method="GFN2-xTB", verbosity=0))
-        BFGS(atoms, logfile=None).run(fmax=0.01, steps=300)
-        found.setdefault(round(atoms.get_potential_energy(), 2), Atoms(symbols, atoms.get_positions()))
-    return [found[energy] for energy in sorted(found)][:CONFORMERS]
-
-
-def snapshots() -> list[Atoms]:
-    """Return all geometries in a shuffled but fixed order."""
-    frames = []
-    for number, start in enumerate(conformers()):
-        for temperature in TEMPERATURES:
-            rng = np.random.default_rng((SEED, number, int(temperature)))
-            atoms = start.copy()
-            atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
-            MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
-            friction = 0.02 / units.fs
-            motion = Langevin(
-                atoms, TIME_STEP * units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=rng
-            )
-            motion.run(EQUILIBRATE)
-            for _ in range(FRAMES_PER_RUN):
-                motion.run(INTERVAL)
-                frame = Atoms(atoms.get_chemical_symbols(), atoms.get_positions() - atoms.get_center_of_mass())
-                frame.info.update(config_type="glycine_md", smiles=SMILES, temperature=temperature, conformer=number)
-                frames.append(frame)
-    return [frames[index] for index in np.random.default_rng(SEED).permutation(len(frames))]
 
 
 def solve(atoms: Atoms) -> dft.rks.RKS:
@@ -113,12 +66,12 @@ def check(atoms: Atoms, step: float = 0.002) -> float:
     return worst
 
 
-def run(work: Path) -> None:
-    """Label every snapshot that has no checkpoint yet."""
+def run(system: str, work: Path) -> None:
+    """Label every snapshot of a system that has no checkpoint yet."""
     work.mkdir(parents=True, exist_ok=True)
     geometries = work / "geometries.extxyz"
     if not geometries.exists():
-        ase.io.write(geometries, snapshots(), format="extxyz")
+        ase.io.write(geometries, snapshots(system), format="extxyz")
     frames = ase.io.read(geometries, index=":")
     for number, atoms in enumerate(frames):
         path = work / f"frame_{number:04d}.extxyz"
@@ -139,23 +92,23 @@ def run(work: Path) -> None:
         (work / "check.json").write_text(json.dumps(check(frames[0])))
 
 
-def collect(work: Path, out: Path) -> None:
+def collect(system: str, work: Path, out: Path) -> None:
     """Write the labelled frames and the JSON summary from whatever is done."""
     frames = [ase.io.read(path) for path in sorted(work.glob("frame_*.extxyz"))]
     seconds = [frame.info.pop("seconds") for frame in frames]
     numerics = f"density fitting, grid level {GRID_LEVEL} with grid response, conv_tol {CONV_TOL:g}"
     method = f"RKS {FUNCTIONAL}-{DISPERSION}/{BASIS}, {numerics}"
     frames[0].info["method"] = method
-    ase.io.write(out / "glycine_r2scan.extxyz.xz", frames, format="extxyz")
+    ase.io.write(out / f"{system}_r2scan.extxyz.xz", frames, format="extxyz")
     checked = work / "check.json"
     summary = {
         "method": method,
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom"},
         "frames": len(frames),
         "frames_per_temperature": {
-            t: sum(float(frame.info["temperature"]) == t for frame in frames) for t in TEMPERATURES
+            t: sum(float(frame.info["temperature"]) == t for frame in frames) for t in SYSTEMS[system].temperatures
         },
-        "conformers": len({int(frame.info["conformer"]) for frame in frames}),
+        "starts": len({int(frame.info["start"]) for frame in frames}),
         "fs_between_frames": INTERVAL * TIME_STEP,
         "seed": SEED,
         "seconds_per_frame_mean": round(float(np.mean(seconds)), 1),
@@ -165,13 +118,14 @@ def collect(work: Path, out: Path) -> None:
         | {"python": sys.version.split()[0]},
         "date": datetime.date.today().isoformat(),
     }
-    (out / "glycine_r2scan.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / f"{system}_r2scan.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(len(frames), "frames,", summary["seconds_per_frame_mean"], "s each")
 
 
 def main() -> None:
     """Label the unfinished snapshots, or only collect the finished ones."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("system", choices=SYSTEMS)
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoint files")
     parser.add_argument("--collect", action="store_true", help="only write the final files from what is done")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the final files")
@@ -179,9 +133,9 @@ def main() -> None:
     options = parser.parse_args()
     lib.num_threads(options.threads)
     if not options.collect:
-        run(options.work)
+        run(options.system, options.work)
     options.out.mkdir(parents=True, exist_ok=True)
-    collect(options.work, options.out)
+    collect(options.system, options.work, options.out)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph, PadShape, batch
 from ase_mlip.importers.nequix import read_nequix
 from ase_mlip.model_file import ModelFileError
-from ase_mlip.networks import nequip
+from ase_mlip.networks import nequip_sum
 from ase_mlip.networks.blocks import map_node_blocks
 from ase_mlip.networks.nequip import Nequip, NequipConfig
 from ase_mlip.predictor import Prediction, Predictor
@@ -116,13 +116,24 @@ def test_finite_differences(name: str, force_field: ForceField) -> None:
         np.testing.assert_allclose(stress, calculate_numerical_stress(atoms, eps=1e-5), atol=1e-8, rtol=0)
 
 
-def test_blocks_company_and_padding(force_field: ForceField, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_blocks_company_and_padding(force_field: ForceField, monkeypatch: pytest.MonkeyPatch, kernels: bool) -> None:
     """A graph's numbers depend neither on its company, nor on padding, nor on doing nodes in blocks."""
     zoo = build_zoo()
     structures = [zoo[name] for name in ("slab", "molecule", "atom", "far_pair")]
     apart = [split(force_field, [atoms])[0] for atoms in structures]
-    monkeypatch.setattr(nequip, "map_node_blocks", lambda function, arrays, _: map_node_blocks(function, arrays, 2))
-    together = split(force_field, structures, PadShape(7, 33, 21))
+    blocks: list[int] = []
+
+    def by_two(function: Callable[[Any], jax.Array], arrays: Any, block: int) -> jax.Array:
+        blocks.append(block)
+        return map_node_blocks(function, arrays, 2)
+
+    monkeypatch.setattr(nequip_sum, "map_node_blocks", by_two)
+    if not kernels:
+        monkeypatch.setattr(Nequip, "has_kernels", False)
+    # as many slots as no other test has: nothing is compiled yet
+    together = split(force_field, structures, PadShape(7, 33, 21 + kernels))
+    assert bool(blocks) is not kernels
     for one, other in zip(apart, together, strict=True):
         np.testing.assert_allclose(other.node_energies, one.node_energies, rtol=1e-11)
         np.testing.assert_allclose(other.forces, one.forces, atol=1e-12)
@@ -292,7 +303,7 @@ BAD_FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "elements": (reshape_header({"atomic_numbers": [1, 1, 6, 8]}), "expected different atomic numbers"),
     "parity": (reshape_header({"hidden_irreps": "4x0e+3x1e+2x2e"}), "natural parity"),
     "too_high": (reshape_header({"lmax": 1}), "at most l_max=1"),
-    "other_width": (reshape_header({"radial_mlp_size": 7}), r"\(5, 6\) of type <f4 for layer_0/neighbor_sum/radial_0"),
+    "other_width": (reshape_header({"radial_mlp_size": 7}), r"\(5, 6\) of type <f4 for layer_0/neighbor_sum/hidden_0"),
     "fewer_layers": (reshape_header({"n_layers": 2}), "layer_1"),
     "too_few": (lambda p: p[: -(128 + 4 * 4)], "ends before head_nequix/output"),
     "truncated_record": (lambda p: p[:-3], "truncated in head_nequix/output"),

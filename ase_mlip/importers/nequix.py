@@ -30,6 +30,7 @@ from ase_mlip.force_field import ForceField
 from ase_mlip.model_file import ModelFileError, brief
 from ase_mlip.networks.coupling import coupling_paths
 from ase_mlip.networks.nequip import Nequip, NequipConfig
+from ase_mlip.networks.nequip_sum import RADIAL_GAIN, radial_scale
 from ase_mlip.predictor import Predictor
 
 HEAD = "nequix"
@@ -84,6 +85,7 @@ class Leaf:
 
     name: str
     shape: tuple[int, ...]
+    divisor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ class Description:
             paths = [p for p in coupling_paths(tuple(range(len(inputs))), config.l_max) if p[2] < len(widths)]
 
             radial = (config.num_bessel, *config.radial_mlp, sum(inputs[p[0]] for p in paths))
-            names = [*(f"radial_{place}" for place in range(len(radial) - 2)), "radial_output"]
+            names = [*(f"hidden_{place}" for place in range(len(radial) - 2)), "output"]
             for place, name in enumerate(names):
-                yield Leaf(f"{layer}/neighbor_sum/{name}", radial[place : place + 2])
+                scale = radial_scale(radial[place], 1.0 if name == "output" else RADIAL_GAIN)
+                yield Leaf(f"{layer}/neighbor_sum/{name}", radial[place : place + 2], scale)
             for ell, width in enumerate(inputs):
                 name = "element_embedding" if first else f"linear_up/degree_{ell}"
                 yield Leaf(f"{layer}/{name}", (width, width))
@@ -128,7 +131,8 @@ class Description:
     def force_field(self, records: Mapping[str, np.ndarray], provenance: Mapping[str, Any]) -> ForceField:
         """Our model with these weights, bit by bit but for the two tables that see elements one-hot.
 
-        Their factor 1 / sqrt(elements) goes into the weights, so that the model can be cut down to fewer elements.
+        Their factor 1 / sqrt(elements) goes into the weights, so that the model can be cut down to fewer elements. The
+        maps of the radial networks have a factor, a power of two, here and none there.
         """
         params = dict(records)
         energies = tuple(float(e) for e in params.pop("atomic_energies"))
@@ -245,7 +249,8 @@ def _read_record(stream: BinaryIO, leaf: Leaf) -> np.ndarray:
     content = stream.read(size)
     if len(content) < size:
         raise ValueError(f"is truncated in {leaf.name}; copy or download it again")
-    array = np.frombuffer(content, dtype).reshape(shape)
+    with np.errstate(over="ignore"):
+        array = np.frombuffer(content, dtype).reshape(shape) / dtype.type(leaf.divisor)
     if not np.isfinite(array).all():
         raise ValueError(f"is damaged: numbers in {leaf.name} are not finite")
     return array

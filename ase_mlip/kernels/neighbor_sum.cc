@@ -157,8 +157,10 @@ void with_sizes(const Path& path, Body&& body) {
       return outputs(std::integral_constant<int, 1>{});
     case 3:
       return outputs(std::integral_constant<int, 3>{});
-    default:
+    case 5:
       return outputs(std::integral_constant<int, 5>{});
+    default:
+      return outputs(std::integral_constant<int, 7>{});
   }
 }
 

@@ -18,7 +18,7 @@ from ase_mlip.networks.contraction import SymmetricContraction
 from ase_mlip.networks.coupling import spherical_harmonics
 from ase_mlip.networks.heads import MultiHeadNetwork, Params, check_head_names
 from ase_mlip.networks.layers import ElementGate, ElementLinear, Features, Gate, Linear, unit_normal
-from ase_mlip.networks.neighbor_sum import Edges, Kernels, NeighborDensity, NeighborSum
+from ase_mlip.networks.neighbor_sum import Edges, Kernels, NeighborDensity, NeighborSum, RadialNetwork
 from ase_mlip.networks.radial import CutoffFunction, agnesi_transform, bessel_basis, cutoff_envelope, soft_transform
 from ase_mlip.networks.readout import ReadoutHead, ReadoutKind
 from ase_mlip.networks.tabulate import tabulate
@@ -184,6 +184,14 @@ class Mace(MultiHeadNetwork):
             return self, params
         kernels, params = tabulate(self, params)
         return Mace(self.config, self.dataset_info, kernels), params
+
+    @nn.nowrap
+    def radial_weights(self, layer: str, params: Params, edges: Edges) -> list[jax.Array]:
+        """The weights of all pairs in one array, see `tabulate.RadialModel`; every layer's are of one kind."""
+        del layer
+        _, paths, channels = params["radial"]["output"].shape
+        module = RadialNetwork(self.config.radial_mlp, paths, channels, None)
+        return [module.apply({"params": params["radial"]}, edges).stacked()]
 
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:

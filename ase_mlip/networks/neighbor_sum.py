@@ -42,13 +42,23 @@ class Edges(NamedTuple):
         """Harmonics times the envelope, if there is one."""
         return self.harmonics if self.envelope is None else self.harmonics * self.envelope[..., None]
 
+    def by_pairs(self) -> tuple[jax.Array, jax.Array]:
+        """The radial basis once for both directions of a pair, [pairs, basis], and the pair of each slot."""
+        assert self.shared is not None
+        first, rows = self.shared
+        return self.radial.reshape(-1, self.radial.shape[-1]).at[first].get(mode="fill", fill_value=0.0), rows
+
+    def slot_rows(self) -> jax.Array:
+        """The number of each slot, [nodes, slots]."""
+        return jnp.arange(self.neighbors.size, dtype=jnp.int32).reshape(self.neighbors.shape)
+
 
 @dataclass(frozen=True)
 class Kernels:
     """How the kernels get the radial weights.
 
     Attributes:
-        knots: of the table `knots` that stands for the radial network, see `tabulate.py`; the network itself if 0.
+        knots: of each table that stands for a radial network, see `tabulate.py`; the network itself if 0.
         spacing: distance between knots, Angstrom.
     """
 
@@ -79,16 +89,11 @@ class NeighborSum(nn.Module):
         channels = features[0].shape[-1]
         paths = coupling_paths(tuple(features), self.l_max)
         if self.kernels and self.kernels.knots:
-            knots = self.param("knots", nn.initializers.zeros, (self.kernels.knots, len(paths), 2, channels))
-            spacing, distances, summed = self.kernels.spacing, edges.distances, pick_sum()
-            return _sum_by_kernel(
-                paths, self.l_max, features, edges,
-                lambda layout, *rest: summed(layout, spacing, knots, distances, *rest),
-            )  # fmt: skip
-        rows = jnp.arange(edges.neighbors.size, dtype=jnp.int32).reshape(edges.neighbors.shape)
+            table = self.param("knots_0", nn.initializers.zeros, (self.kernels.knots, len(paths), 2, channels))
+            return sum_tables(self.kernels, table, paths, self.l_max, features, edges)
+        rows = edges.slot_rows()
         if edges.shared is not None and self.elements is None and edges.pairs is None:
-            first, rows = edges.shared
-            basis = edges.radial.reshape(-1, edges.radial.shape[-1]).at[first].get(mode="fill", fill_value=0.0)
+            basis, rows = edges.by_pairs()
             edges = edges._replace(radial=basis)
         radial = RadialNetwork(self.radial_mlp, len(paths), channels, self.elements, name="radial")(edges)
         if edges.pairs is not None:
@@ -96,12 +101,30 @@ class NeighborSum(nn.Module):
             pair = edges.species[edges.neighbors] * len(edges.pairs) + edges.species[:, None]
             radial = radial.scaled(scales, pair)
         if self.kernels:
-            stored = radial.stacked().reshape(-1, len(paths), channels)
-            return _sum_by_kernel(
-                paths, self.l_max, features, edges,
-                lambda layout, x, angular, pairs: sum_neighbors(layout, stored, x, angular, replace(pairs, rows=rows)),
-            )  # fmt: skip
+            return sum_stored(
+                radial.stacked().reshape(-1, len(paths), channels), rows, paths, self.l_max, features, edges
+            )
         return _sum_by_formula(paths, self.l_max, features, radial, edges)
+
+
+def sum_tables(
+    kernels: Kernels, table: jax.Array, paths: list[Path], l_max: int, features: Features, edges: Edges
+) -> Features:
+    """The sum over neighbours by the kernel, with radial weights from a table [knots, paths, 2, channels]."""
+    summed, spacing, distances = pick_sum(), kernels.spacing, edges.distances
+    return _sum_by_kernel(
+        paths, l_max, features, edges, lambda layout, *rest: summed(layout, spacing, table, distances, *rest)
+    )
+
+
+def sum_stored(
+    weights: jax.Array, rows: jax.Array, paths: list[Path], l_max: int, features: Features, edges: Edges
+) -> Features:
+    """The sum over neighbours by the kernel, with radial weights [rows, paths, channels] and the row of each slot."""
+    return _sum_by_kernel(
+        paths, l_max, features, edges,
+        lambda layout, x, angular, pairs: sum_neighbors(layout, weights, x, angular, replace(pairs, rows=rows)),
+    )  # fmt: skip
 
 
 Sum = Callable[[Layout, jax.Array, jax.Array, Pairs], jax.Array]  # of features and couplings, weights known

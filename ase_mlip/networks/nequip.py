@@ -10,25 +10,25 @@ number of elements, so a model can be cut down to some of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.graph import Graph
-from ase_mlip.networks.blocks import map_node_blocks
-from ase_mlip.networks.coupling import coupling_paths, coupling_table, spherical_harmonics
-from ase_mlip.networks.heads import MultiHeadNetwork, check_head_names
+from ase_mlip.kernels import on_gpu, usable
+from ase_mlip.kernels.build import VECTOR
+from ase_mlip.networks.coupling import spherical_harmonics
+from ase_mlip.networks.heads import MultiHeadNetwork, Params, check_head_names
+from ase_mlip.networks.layers import Features, unit_normal
+from ase_mlip.networks.neighbor_sum import Edges, Kernels
+from ase_mlip.networks.nequip_sum import NeighborSum, channel_groups, radial_features
 from ase_mlip.networks.radial import SAMPLED_SILU_NORM, bessel_basis, polynomial_cutoff
-
-Features = dict[int, jax.Array]  # degree l -> [nodes, 2 l + 1, channels]
-unit_normal = nn.initializers.normal(1.0)
+from ase_mlip.networks.tabulate import tabulate
 
 NORM_EPSILON = 1e-12
-RADIAL_GAIN = 2.0  # of the radial network's hidden layers at the start: SiLU halves small numbers
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class Nequip(MultiHeadNetwork):
 
     config: NequipConfig
     dataset_info: DatasetInfo
+    kernels: Kernels | None = None
 
     Config = NequipConfig
 
@@ -102,6 +103,29 @@ class Nequip(MultiHeadNetwork):
             "readouts": ("head_*",),
         }
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the C++ kernels cover this shape and run here; there are none for a GPU."""
+        return self.config.l_max <= 3 and not on_gpu() and usable(VECTOR)
+
+    @nn.nowrap
+    def tabulated(self, params: Params) -> tuple[Nequip, Params]:
+        """This network and its parameters with the radial networks as tables, for predictions in float32."""
+        if not self.has_kernels:
+            return self, params
+        kernels, params = tabulate(self, params)
+        return Nequip(self.config, self.dataset_info, kernels), params
+
+    @nn.nowrap
+    def radial_weights(self, layer: str, params: Params, edges: Edges) -> list[jax.Array]:
+        """The weights of all pairs for each group of channels, see `tabulate.RadialModel`."""
+        config, number = self.config, int(layer.removeprefix("layer_"))
+        widths = dict(enumerate(config.channels)) if number else {0: config.embedding_channels}
+        l_out = 0 if number == config.num_layers - 1 else len(config.channels) - 1
+        hidden = [params[f"hidden_{n}"] for n in range(len(config.radial_mlp))]
+        x = radial_features(hidden, edges.radial)
+        return [group.weights(x, params["output"]) for group in channel_groups(widths, config.l_max, l_out)]
+
     @nn.compact
     def __call__(self, vectors: jax.Array, graph: Graph) -> jax.Array:
         """Dimensionless node energies, before each head's scale, shift and E0.
@@ -114,13 +138,7 @@ class Nequip(MultiHeadNetwork):
             [nodes, heads].
         """
         config, info = self.config, self.dataset_info
-        distances = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
-        harmonics = spherical_harmonics(vectors / distances[..., None], config.l_max)
-        envelope = polynomial_cutoff(distances, info.cutoff, config.cutoff_order)
-        # Eq. 8 of arXiv:2101.03164 has the factor 2/c in front of the Bessel functions.
-        basis = (2 / info.cutoff) ** 0.5 * bessel_basis(distances, info.cutoff, config.num_bessel)
-        radial = basis * envelope[..., None]
-
+        edges = self.edges(vectors, graph)
         species = jax.nn.one_hot(graph.species, len(info.elements), dtype=vectors.dtype)
         features: Features = {}
         for number in range(config.num_layers):
@@ -129,11 +147,25 @@ class Nequip(MultiHeadNetwork):
                 info.avg_num_neighbors,
                 first=number == 0,
                 last=number == config.num_layers - 1,
+                kernels=self.kernels,
                 name=f"layer_{number}",
             )
-            features = layer(features, species, graph.neighbors, harmonics, radial)
+            features = layer(features, species, edges)
         scalars = features[0][:, 0]
         return jnp.stack([LinearReadout(name=f"head_{name}")(scalars) for name in self.head_names], axis=-1)
+
+    @nn.nowrap
+    def edges(self, vectors: jax.Array, graph: Graph) -> Edges:
+        """Harmonics and radial basis of all pairs."""
+        config, cutoff = self.config, self.dataset_info.cutoff
+        distances = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        harmonics = spherical_harmonics(vectors / distances[..., None], config.l_max)
+        envelope = polynomial_cutoff(distances, cutoff, config.cutoff_order)
+        # Eq. 8 of arXiv:2101.03164 has the factor 2/c in front of the Bessel functions.
+        basis = (2 / cutoff) ** 0.5 * bessel_basis(distances, cutoff, config.num_bessel)
+        radial, inside = basis * envelope[..., None], distances < cutoff
+        edges = Edges(graph.neighbors, graph.species, harmonics, radial, distances, inside, None)
+        return edges._replace(shared=graph.pair_rows()) if self.kernels and len(graph.pairs) else edges
 
 
 class NequipLayer(nn.Module):
@@ -146,11 +178,10 @@ class NequipLayer(nn.Module):
     avg_num_neighbors: float
     first: bool
     last: bool
+    kernels: Kernels | None
 
     @nn.compact
-    def __call__(
-        self, features: Features, species: jax.Array, neighbors: jax.Array, harmonics: jax.Array, radial: jax.Array
-    ) -> Features:
+    def __call__(self, features: Features, species: jax.Array, edges: Edges) -> Features:
         """Features of the next layer; `species` is one-hot [nodes, elements]."""
         config = self.config
         kept = config.channels[:1] if self.last else config.channels
@@ -165,9 +196,8 @@ class NequipLayer(nn.Module):
                 skip = ElementLinear(widths, name="skip")(features, species)
             else:
                 skip = Linear(widths, name="skip")(features)
-        message = NeighborSum(config.l_max, len(widths) - 1, config.radial_mlp, name="neighbor_sum")(
-            sent, neighbors, harmonics, radial
-        )
+        neighbor_sum = NeighborSum(config.l_max, len(widths) - 1, config.radial_mlp, self.kernels, name="neighbor_sum")
+        message = neighbor_sum(sent, edges)
         message = {ell: x / self.avg_num_neighbors**0.5 for ell, x in message.items()}
         message = Linear(widths, name="linear_message")(message)
         features = {ell: x + skip[ell] if ell in skip else x for ell, x in message.items()}
@@ -178,51 +208,6 @@ class NequipLayer(nn.Module):
     def _element_features(self, name: str, species: jax.Array, channels: int) -> jax.Array:
         """A learned row per element, [nodes, 1, channels]."""
         return (species @ self.param(name, unit_normal, (species.shape[-1], channels)))[:, None]
-
-
-class NeighborSum(nn.Module):
-    """Sum over neighbours of radial weight x features x spherical harmonics, coupled to each degree: Eq. 9."""
-
-    l_max: int
-    l_out: int
-    radial_mlp: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, features: Features, neighbors: jax.Array, harmonics: jax.Array, radial: jax.Array) -> Features:
-        """Message of each degree, [nodes, 2 l + 1, paths' channels], before it is mixed and normalised."""
-        slots = neighbors.shape[1]
-        paths = [path for path in coupling_paths(tuple(features), self.l_max) if path[2] <= self.l_out]
-        channels = [features[l_feature].shape[-1] for l_feature, _, _ in paths]
-        widths = (radial.shape[-1], *self.radial_mlp)
-        hidden = [
-            self.param(f"radial_{number}", nn.initializers.normal(RADIAL_GAIN / shape[0] ** 0.5), shape)
-            for number, shape in enumerate(pairwise(widths))
-        ]
-        output = self.param("radial_output", nn.initializers.normal(widths[-1] ** -0.5), (widths[-1], sum(channels)))
-        by_path = jnp.split(output, list(accumulate(channels))[:-1], axis=-1)
-        couplings, edge_widths = coupling_table(tuple(paths), self.l_max)
-
-        def sum_neighbors(arrays: tuple[Features, jax.Array, jax.Array]) -> jax.Array:
-            gathered, harmonics, radial = arrays
-            for kernel in hidden:  # without biases: messages vanish with the radial basis at the cutoff
-                radial = jax.nn.silu(radial @ kernel)
-            # Couple the harmonics first: they carry no channels. The sum over neighbours is then a matrix product.
-            coupled = jnp.split(harmonics @ jnp.asarray(couplings, harmonics.dtype), edge_widths, axis=-1)
-            messages = []
-            for (l_feature, _, l_out), kernel, edge in zip(paths, by_path, coupled, strict=True):
-                edge = edge.reshape(*edge.shape[:2], 2 * l_feature + 1, 2 * l_out + 1)
-                weighted = (radial @ kernel)[:, :, None] * gathered[l_feature]
-                messages.append(jnp.einsum("nkam,nkac->nmc", edge, weighted).reshape(len(edge), -1))
-            return jnp.concatenate(messages, axis=-1)
-
-        gathered = {ell: x[neighbors] for ell, x in features.items()}  # [nodes, slots, 2 l + 1, channels]
-        block = max(1, 32768 // (max(slots, 1) * max(channels)))
-        summed = map_node_blocks(sum_neighbors, (gathered, harmonics, radial), block)
-        sizes = [(2 * path[2] + 1) * count for path, count in zip(paths, channels, strict=True)]
-        messages: dict[int, list[jax.Array]] = {}
-        for (_, _, l_out), message in zip(paths, jnp.split(summed, np.cumsum(sizes)[:-1], axis=-1), strict=True):
-            messages.setdefault(l_out, []).append(message.reshape(len(message), 2 * l_out + 1, -1))
-        return {ell: jnp.concatenate(messages[ell], axis=-1) for ell in sorted(messages)}
 
 
 class Linear(nn.Module):
