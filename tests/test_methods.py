@@ -231,13 +231,14 @@ def test_accumulated_batches_make_one_update() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_muon_takes_the_maps_between_features(config: MaceConfig) -> None:
-    """Whatever multiplies features from the left or right is a matrix; tables of elements and vectors are none."""
+    """Whatever multiplies all features is a matrix; what an element has, and a vector, is none."""
     params = random_force_field(config, INFO).params
     flat = flatten_dict(dict(params), sep="/")
     axes = flatten_dict(matrices(params), sep="/")
     assert set(axes) == set(flat)
     taken = {name for name, found in axes.items() if found is not None}
-    never = ("embedding", "contraction", "bias", "norm", "element_neighbor", "element_center", "alpha", "beta")
+    never = ("embedding", "contraction", "bias", "norm", "alpha", "beta")
+    never += ("element_neighbor", "element_center", "element_degree")
     assert {name for name, x in flat.items() if x.ndim >= 2 and not any(word in name for word in never)} == taken
 
 

@@ -15,6 +15,10 @@ Before the clock starts, energies and forces are compared with ours on the same 
 ends the run. The network's file is made by mace-torch and converted to ours with it, so --mace-torch is needed unless
 --model and --converted are given. mlip cannot read it: it has a network of the same shape with weights of its own,
 which ours reads for the comparison.
+
+With --nequix the network is a published Nequix model instead, which both read, and nequix is the only peer:
+
+    python peers.py --nequix ENV/bin/python --model nequix-oam-1.nqx --system copper --sizes 32,108
 """
 
 from __future__ import annotations
@@ -37,7 +41,12 @@ from ase_mlip.bench.systems import build_system
 HERE = Path(__file__).parent / "peers"
 MARK = "answer: "  # before each answer of a worker
 ROOT = Path(__file__).parents[2]
-SCRIPTS = {"symmetrix": "symmetrix_xl.py", "mace_torch": "mace_torch.py", "mlip": "mlip_mace.py"}
+SCRIPTS = {
+    "symmetrix": "symmetrix_xl.py",
+    "mace_torch": "mace_torch.py",
+    "mlip": "mlip_mace.py",
+    "nequix": "nequix_jax.py",
+}
 # of the energy, reference energies included, for every atom: half a rounding of a sum in float32, one after the other
 ENERGY_NOISE = 2.0**-25
 FORCES_NOISE = 2e-4  # of the largest force
@@ -86,6 +95,10 @@ def environment_of(python: str, *, ours: bool = False) -> dict[str, str]:
 
 def make_models(args: argparse.Namespace) -> tuple[Path, Path]:
     """mace-torch's file of the network and ours, made where they are not given."""
+    if args.nequix:
+        if args.model is None or args.symmetrix or args.mace_torch or args.mlip:
+            raise SystemExit("--nequix needs --model, a file of nequix, which no other package reads")
+        return args.model.resolve(), args.model.resolve()
     model = args.model or args.work / f"mace_{args.channels}_{args.hidden_l_max}_{args.dtype}.model"
     converted = args.converted or model.with_suffix(".safetensors")
     if not (model.exists() and converted.exists()) and args.mace_torch is None:
@@ -194,7 +207,8 @@ def parse() -> argparse.Namespace:
     made.add_argument("--symmetrix", metavar="PYTHON", help="of an environment with symmetrix-xl and mace-torch")
     made.add_argument("--mace-torch", metavar="PYTHON", help="of an environment with mace-torch and our dependencies")
     made.add_argument("--mlip", metavar="PYTHON", help="of an environment with mlip 0.2")
-    made.add_argument("--model", type=Path, help="mace-torch's file of the network; made by default")
+    made.add_argument("--nequix", metavar="PYTHON", help="of an environment with nequix; for its own models")
+    made.add_argument("--model", type=Path, help="mace-torch's file of the network; made by default; or nequix's")
     made.add_argument("--converted", type=Path, help="our file of the same; converted by default")
     made.add_argument("--channels", type=int, default=128)
     made.add_argument("--hidden-l-max", type=int, default=1)
