@@ -142,6 +142,12 @@ def _run(plan: Plan, started: float, log: Log) -> FineTuneResult:
     after = {v.level: evaluate(result.force_field, Batches(v.examples, config.batch_size)) for v in plan.valid}
     for level, errors in after.items():
         log(f"after training, level {level!r}: {errors}")
+    if result.best["epoch"] == 0 and len(result.history) > 1:
+        rate = plan.config.preset.learning_rate
+        log(
+            "NOTHING WAS LEARNED: no evaluation was better than the start, which is kept. The learning rate "
+            f"{rate:g} may be too high for this base: try {rate / 5:g}, larger batches, or more validation frames"
+        )
     if result.compilations:
         log(f"the training step was compiled {result.compilations} times, once for each pad shape")
     rounds = [*plan.base.provenance.get("fine_tuning", []), describe(plan)]

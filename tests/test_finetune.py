@@ -154,6 +154,15 @@ def test_step_zero_is_the_base_plus_the_fitted_correction(base: ForceField, fram
     assert len(result.history) == 1
 
 
+def test_a_run_that_got_nowhere_says_so(base: ForceField, frames: list[ase.Atoms]) -> None:
+    """A rate that is far too high: the start is kept, and the way out named; a run that learned says nothing of it."""
+    for rate, said in ((3.0, True), (3e-3, False)):
+        lines: list[str] = []
+        result = tune(base, frames, method="full", learning_rate=rate, log=lines.append)
+        assert (min(result.history, key=lambda record: record["valid_loss"])["epoch"] == 0) == said
+        assert any("NOTHING WAS LEARNED" in line and "try 0.6" in line for line in lines) == said
+
+
 def test_a_single_composition_takes_the_smallest_correction(base: ForceField, frames: list[ase.Atoms]) -> None:
     """2 H + O = d has the solution of least norm (2, 1) d / 5."""
     water = relabel(base, frames[::2], SHIFT)
