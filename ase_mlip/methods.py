@@ -16,8 +16,7 @@ from ase_mlip.predictor import Network, Params
 from ase_mlip.presets import Optimizer, Schedule
 from ase_mlip.tuning import Adapters
 
-# Parts of names: tables of elements, constants, weights of products, and maps with a matrix for each element:
-# these took half of the time and gained nothing.
+# parts of names: tables of elements, constants, weights of products, and maps with a matrix for each element
 NO_MATRICES = ("embedding", "element_neighbor", "element_center", "element_degree", "bias", "norm", "contraction")
 
 

@@ -242,11 +242,12 @@ def check_names(names: list[str]) -> None:
 def check_lists() -> None:
     """Assert that no molecule is listed twice, none is forbidden, and none that is held out is part of training."""
     groups = {*DIMERS, *dimers(), *CLUSTERS, *FURTHER_CLUSTERS, *IONS}
-    check_names([*MOLECULES, *enumerated(), *groups, *RADICALS])
-    for names in ([*MOLECULES, *enumerated()], RADICALS, IONS):
+    molecules = (*MOLECULES, *enumerated())
+    check_names([*molecules, *groups, *RADICALS])
+    for names in (molecules, RADICALS, IONS):
         canonical = [Chem.CanonSmiles(smiles) for smiles in names]
         assert len(set(canonical)) == len(canonical), sorted(canonical)
-    for smiles in (*MOLECULES, *enumerated()):
+    for smiles in molecules:
         assert Descriptors.NumRadicalElectrons(Chem.MolFromSmiles(smiles)) == 0, smiles
     for smiles in RADICALS:
         assert Descriptors.NumRadicalElectrons(Chem.MolFromSmiles(smiles)) == 1, smiles
@@ -267,12 +268,12 @@ def dimers() -> list[str]:
 @cache
 def enumerated() -> tuple[str, ...]:
     """Return molecules of a random core with random groups, none listed or forbidden."""
-    rng, parser = np.random.default_rng(17), Chem.SmilesParserParams()
+    rng = np.random.default_rng(17)
     known = {tautomer(Chem.MolFromSmiles(smiles)) for smiles in (*MOLECULES, *FORBIDDEN)}
     found: list[str] = []
     while len(found) < ENUMERATED:
         core, groups = CORES[rng.integers(len(CORES))], [GROUPS[place] for place in rng.integers(len(GROUPS), size=2)]
-        mol = Chem.MolFromSmiles(core.format(groups[0], groups[1].replace("%11", "%12")), parser)
+        mol = Chem.MolFromSmiles(core.format(groups[0], groups[1].replace("%11", "%12")))
         if mol is None or mol.GetNumHeavyAtoms() > LARGEST:
             continue
         form = tautomer(mol)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -70,6 +70,11 @@ def molecule_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
         atoms = pick(0.02)
         atoms.positions *= rng.uniform(low, high)
         geometries.append((atoms, "scaled"))
+    yield from labelled(geometries)
+
+
+def labelled(geometries: Iterable[tuple[Atoms | None, str]]) -> Iterator[Atoms]:
+    """Yield those of the geometries with their types that could be made and labelled."""
     for atoms, config_type in geometries:
         frame = None if atoms is None else label(atoms, config_type)
         if frame is not None:
@@ -164,10 +169,7 @@ def strained_frames(relaxed: list[Atoms], mol: Chem.Mol, rng: np.random.Generato
 
 def still_frames(relaxed: list[Atoms], mol: Chem.Mol, modes: int, rng: np.random.Generator) -> Iterator[Atoms]:
     """Yield conformers, `modes` harmonic samples per temperature, and strained geometries."""
-    for atoms in relaxed:
-        frame = label(atoms, "conformer")
-        if frame is not None:
-            yield frame
+    yield from labelled((atoms, "conformer") for atoms in relaxed)
     yield from mode_frames(relaxed, modes, rng)
     yield from strained_frames(relaxed, mol, rng)
 
@@ -180,16 +182,11 @@ def static_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
 def variant_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
     """Yield one conformer of a molecule, two modes per temperature, and a few turned and stretched bonds."""
     relaxed, mol = conformers(smiles, 1, fmax=0.02, steps=100)
-    frame = label(relaxed[0], "conformer")
-    if frame is not None:
-        yield frame
+    yield from labelled([(relaxed[0], "conformer")])
     yield from mode_frames(relaxed, 2, rng)
     moved = [(turned(jittered(relaxed, 0.03, rng), mol, rng.uniform(20.0, 340.0), rng), "torsion") for _ in range(3)]
     moved.append((stretched(jittered(relaxed, 0.03, rng), mol, rng.uniform(0.8, 1.4), rng, every=True), "stretched"))
-    for atoms, config_type in moved:
-        frame = None if atoms is None else label(atoms, config_type)
-        if frame is not None:
-            yield frame
+    yield from labelled(moved)
 
 
 def sample_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:

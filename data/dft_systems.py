@@ -8,16 +8,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms, units
-from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.mixing import SumCalculator
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
+from base_geometry import assemble
 from rdkit import Chem
 from rdkit.Chem import AllChem
 from tblite.ase import TBLite
 
+HEXAMER = "O.O.O.O.O.O"
 SEED = 11
 TIME_STEP, EQUILIBRATE, INTERVAL = 1.0, 400, 60  # fs, steps, steps
 
@@ -122,24 +123,13 @@ def malonaldehyde() -> Iterator[Atoms]:
 def water_hexamer() -> Iterator[Atoms]:
     """Minima of six water molecules, from random heaps."""
     rng = np.random.default_rng(SEED)
-    heaps = []
-    while len(heaps) < 30:
-        heap = Atoms()
-        while len(heap) < 18:
-            single = molecule("H2O")
-            single.rotate(360 * rng.random(), rng.normal(size=3))
-            single.translate(rng.uniform(-3, 3, 3) - single.get_center_of_mass())
-            apart = np.linalg.norm(heap.positions[:, None] - single.positions[None], axis=-1)
-            if not len(heap) or 1.6 < apart.min() < 2.6:
-                heap += single
-        heaps.append(heap)
-    return distinct(heaps)
+    return distinct([assemble(HEXAMER, [2.0] * 5, rng, sigma=0.0) for _ in range(30)])
 
 
 SYSTEMS = {
     "glycine": System("NCC(=O)O", (300.0, 500.0), glycine, 4, 28),
     "malonaldehyde": System("O=CC=CO", (300.0, 500.0), malonaldehyde, 13, 8),
-    "water_hexamer": System("O.O.O.O.O.O", (150.0, 300.0), water_hexamer, 5, 20),
+    "water_hexamer": System(HEXAMER, (150.0, 300.0), water_hexamer, 5, 20),
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import flax.linen as nn
 
 from ase_mlip.dataset_info import DatasetInfo
 from ase_mlip.networks.neighbor_sum import Kernels
+from ase_mlip.networks.tabulate import RadialModel, tabulate
 
 
 def check_head_names(names: tuple[str, ...] | None, count: int) -> None:
@@ -62,6 +63,11 @@ class MultiHeadNetwork(nn.Module):
         """Whether C++ kernels cover this network and run here."""
         return False
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether kernels run here with tables in place of the radial networks; then this is a `RadialModel`."""
+        return False
+
     @nn.nowrap
     def with_kernels(self) -> Self:
         """The same network with C++ kernels where they run, else itself."""
@@ -70,8 +76,14 @@ class MultiHeadNetwork(nn.Module):
 
     @nn.nowrap
     def tabulated(self, params: Params) -> tuple[Self, Params]:
-        """This network and its parameters in the form that predicts fastest in float32; by default as they are."""
-        return self, params
+        """This network and its parameters with the radial networks as tables, for predictions in float32.
+
+        Itself where the kernels do not run or the radial weights depend on more than the distance.
+        """
+        if not self.has_tables:
+            return self, params
+        kernels, params = tabulate(cast(RadialModel, self), params)
+        return type(self)(self.config, self.dataset_info, kernels), params
 
     @nn.nowrap
     def rebuild(self, config: Any, dataset_info: DatasetInfo) -> Self:

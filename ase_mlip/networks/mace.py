@@ -21,7 +21,6 @@ from ase_mlip.networks.layers import ElementGate, ElementLinear, Features, Gate,
 from ase_mlip.networks.neighbor_sum import Edges, Kernels, NeighborDensity, NeighborSum, RadialNetwork
 from ase_mlip.networks.radial import CutoffFunction, agnesi_transform, bessel_basis, cutoff_envelope, soft_transform
 from ase_mlip.networks.readout import ReadoutHead, ReadoutKind
-from ase_mlip.networks.tabulate import tabulate
 
 Interaction = Literal["mean", "density", "gated"]
 FirstLayer = Literal["residual", "plain"]
@@ -173,17 +172,6 @@ class Mace(MultiHeadNetwork):
         widths = (config.num_channels, *(config.edge_channels or ()))
         small = config.l_max <= 3 and config.hidden_l_max <= 2
         return small and all(usable(width, config.correlation, tabulated) for width in widths)
-
-    @nn.nowrap
-    def tabulated(self, params: Params) -> tuple[Mace, Params]:
-        """This network and its parameters with the radial networks as tables, for predictions in float32.
-
-        Itself where the kernels do not run or the radial weights depend on more than the distance.
-        """
-        if not self.has_tables:
-            return self, params
-        kernels, params = tabulate(self, params)
-        return Mace(self.config, self.dataset_info, kernels), params
 
     @nn.nowrap
     def radial_weights(self, layer: str, params: Params, edges: Edges) -> list[jax.Array]:

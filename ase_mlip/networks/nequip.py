@@ -26,7 +26,6 @@ from ase_mlip.networks.layers import Features, unit_normal
 from ase_mlip.networks.neighbor_sum import Edges, Kernels
 from ase_mlip.networks.nequip_sum import NeighborSum, channel_groups, radial_features
 from ase_mlip.networks.radial import SAMPLED_SILU_NORM, bessel_basis, polynomial_cutoff
-from ase_mlip.networks.tabulate import tabulate
 
 NORM_EPSILON = 1e-12
 
@@ -108,13 +107,10 @@ class Nequip(MultiHeadNetwork):
         """Whether the C++ kernels cover this shape and run here; there are none for a GPU."""
         return self.config.l_max <= 3 and not on_gpu() and usable(VECTOR)
 
-    @nn.nowrap
-    def tabulated(self, params: Params) -> tuple[Nequip, Params]:
-        """This network and its parameters with the radial networks as tables, for predictions in float32."""
-        if not self.has_kernels:
-            return self, params
-        kernels, params = tabulate(self, params)
-        return Nequip(self.config, self.dataset_info, kernels), params
+    @property
+    def has_tables(self) -> bool:
+        """Wherever there are kernels: the radial weights depend on the distance alone."""
+        return self.has_kernels
 
     @nn.nowrap
     def radial_weights(self, layer: str, params: Params, edges: Edges) -> list[jax.Array]:

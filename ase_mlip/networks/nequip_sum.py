@@ -133,7 +133,7 @@ class NeighborSum(nn.Module):
         size = (widths[-1], 1 + max(group.columns.max() for group in groups))
         output = self.param("output", radial_start(widths[-1]), size)
         if self.kernels is None:
-            return self._by_formula(features, edges, hidden, output)
+            return self._by_formula(groups[0].paths, features, edges, hidden, output)
         basis, rows = edges.by_pairs() if edges.shared else (edges.radial, edges.slot_rows())
         x = radial_features(hidden, basis).reshape(-1, widths[-1])
         messages = [
@@ -143,10 +143,11 @@ class NeighborSum(nn.Module):
         return join_groups(groups, messages)
 
     @nn.nowrap
-    def _by_formula(self, features: Features, edges: Edges, hidden: list[jax.Array], output: jax.Array) -> Features:
+    def _by_formula(
+        self, paths: list[Path], features: Features, edges: Edges, hidden: list[jax.Array], output: jax.Array
+    ) -> Features:
         """Path by path as matrix products, a block of nodes at a time."""
         slots = edges.neighbors.shape[1]
-        paths = [path for path in coupling_paths(tuple(features), self.l_max) if path[2] <= self.l_out]
         channels = [features[l_feature].shape[-1] for l_feature, _, _ in paths]
         by_path = jnp.split(output * radial_scale(len(output)), list(accumulate(channels))[:-1], axis=-1)
         couplings, edge_widths = coupling_table(tuple(paths), self.l_max)
