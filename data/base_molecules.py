@@ -127,7 +127,7 @@ C CC C(C)C C=C C#C C#N C(F)(F)F C(F)F CF CCl CBr CO CN CS COC CC#N C=O C(C)=O C(
 N NC N(C)C NC(C)=O NN N=O [N+](=O)[O-] O OC OCC OC(C)=O OC=O S SC SC(C)=O S(C)=O S(C)(=O)=O S(N)(=O)=O P(C)C P(=O)(C)C
 F Cl Br C%11CC%11 N%11CC%11 C%11CO%11 c%11ccco%11 c%11cccs%11 c%11cc[nH]c%11 n%11ccnc%11 N%11CCCC%11 C=NO C(=N)N
 """.split()
-ENUMERATED, LARGEST = 1000, 11  # molecules, heavy atoms
+ENUMERATED, FURTHER_ENUMERATED, LARGEST = 1000, 1000, 11  # molecules, more in a file of their own, heavy atoms
 
 VALID_MOLECULES = """
 CCCO CCC(C)=O CC(=O)OCC O=Cc1ccccc1O Cc1ccccc1 NCc1ccccc1 c1cn[nH]c1 CCC(N)=O C1=CCCC1 CC=NO
@@ -267,11 +267,11 @@ def dimers() -> list[str]:
 
 @cache
 def enumerated() -> tuple[str, ...]:
-    """Return molecules of a random core with random groups, none listed or forbidden."""
+    """Return molecules of a random core with random groups, none listed or forbidden, the further ones last."""
     rng = np.random.default_rng(17)
     known = {tautomer(Chem.MolFromSmiles(smiles)) for smiles in (*MOLECULES, *FORBIDDEN)}
     found: list[str] = []
-    while len(found) < ENUMERATED:
+    while len(found) < ENUMERATED + FURTHER_ENUMERATED:
         core, groups = CORES[rng.integers(len(CORES))], [GROUPS[place] for place in rng.integers(len(GROUPS), size=2)]
         mol = Chem.MolFromSmiles(core.format(groups[0], groups[1].replace("%11", "%12")))
         if mol is None or mol.GetNumHeavyAtoms() > LARGEST:

@@ -31,6 +31,7 @@ from base_molecules import (
     CLUSTERS,
     DIMERS,
     ELEMENTS,
+    ENUMERATED,
     FURTHER,
     FURTHER_CLUSTERS,
     IONS,
@@ -49,6 +50,7 @@ WALL_CONTACT = 1.6  # Angstrom, closest atoms of two molecules below which a dim
 FIRST_VERSION = ("molecule", "large", "dimer", "cluster")  # kinds with the limits of the first version of the set
 FIRST_MAX_FORCE = 30.0  # eV/Angstrom
 CROWDS, CROWDED = 10, "crowds"  # densities of each crowd of atoms, and the file of them all
+MORE = "more"  # file of the further enumerated molecules
 
 
 def molecule_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
@@ -292,7 +294,7 @@ class Task:
     @property
     def split(self) -> str:
         """The file that the frames go to."""
-        return CROWDED if self.kind == "crowd" else split_of(self.name)
+        return {"crowd": CROWDED, "further": MORE}.get(self.kind) or split_of(self.name)
 
     @property
     def smiles(self) -> str:
@@ -336,7 +338,10 @@ def all_tasks() -> list[Task]:
     rest += [Task("box", name, box_frames) for name in BOXES]
     rest += [Task("crowd", name, crowd_frames) for name in crowds()]
     order = np.random.default_rng(1).permutation(len(rest))
-    variants = [Task("variant", name, variant_frames) for name in enumerated()]
+    variants = [
+        Task("variant" if place < ENUMERATED else "further", name, variant_frames)
+        for place, name in enumerate(enumerated())
+    ]
     return first + sorted((rest[index] for index in order), key=urgency) + variants
 
 

@@ -25,7 +25,7 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from base_geometry import MAX_FORCE, MAX_PAIR_FORCE, single_point, spin_states
 from base_molecules import ELEMENTS, FORBIDDEN, check_lists
-from base_tasks import CROWDED, Task, all_tasks
+from base_tasks import CROWDED, MORE, Task, all_tasks
 from rdkit import RDLogger
 
 DUPLICATE = 0.02  # Angstrom, root mean square difference of all distances below which a frame is dropped
@@ -49,10 +49,10 @@ def finish(task: Task, work: Path) -> str:
     return f"{task.kind} {task.name}: {len(frames)} frames, {time.perf_counter() - begin:.1f} s"
 
 
-def run(work: Path, jobs: int) -> None:
+def run(tasks: list[Task], work: Path, jobs: int) -> None:
     """Compute every task that has no checkpoint yet, in several processes."""
     work.mkdir(parents=True, exist_ok=True)
-    todo = [task for task in all_tasks() if not task.path(work).exists()]
+    todo = [task for task in tasks if not task.path(work).exists()]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for number, line in enumerate(pool.map(finish, todo, [work] * len(todo)), 1):
             print(f"{number}/{len(todo)} {line}", flush=True)
@@ -79,10 +79,10 @@ def distinct(frames: Iterable[Atoms]) -> list[Atoms]:
     return kept
 
 
-def gather(work: Path) -> dict[str, list[Atoms]]:
+def gather(tasks: list[Task], work: Path) -> dict[str, list[Atoms]]:
     """Read all checkpoints, drop near-duplicates, and shuffle each split in a fixed order with isolated atoms first."""
-    splits: dict[str, list[Atoms]] = {"train": [], "valid": [], "test": [], WALLS: [], CROWDED: []}
-    for task in all_tasks():
+    splits: dict[str, list[Atoms]] = {"train": [], "valid": [], "test": [], WALLS: [], CROWDED: [], MORE: []}
+    for task in tasks:
         if task.path(work).exists():
             for frame in ase.io.iread(task.path(work), index=":"):
                 frame.info["smiles"] = task.smiles
@@ -122,25 +122,28 @@ def extxyz(frame: Atoms) -> str:
     return "\n".join([str(len(frame)), " ".join(fields), *rows]) + "\n"
 
 
-def collect(work: Path, out: Path, prefix: str) -> None:
-    """Write the splits and the JSON summary from whatever is done."""
+def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
+    """Write the splits of these tasks from whatever is done, and what is in them into the JSON summary."""
     out.mkdir(parents=True, exist_ok=True)
     packages = ("ase", "tblite", "rdkit", "numpy")
-    summary: dict[str, object] = {
+    about = out / f"{prefix.rstrip('_')}.json"
+    summary = json.loads(about.read_text()) if about.exists() else {}
+    done, wanted = Counter(t.kind for t in tasks if t.path(work).exists()), Counter(t.kind for t in tasks)
+    summary |= {
         "method": "GFN2-xTB, tblite accuracy 0.1; the positions in the files are those labelled",
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom", "stress": "eV/Angstrom^3"},
         "seeds": "crc32 of the name of each task; order of the frames: 2; order of the tasks: 1; conformers: 7",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
-        "tasks": f"{sum(task.path(work).exists() for task in all_tasks())} done of {len(all_tasks())}",
+        "tasks": summary.get("tasks", {}) | {kind: f"{done[kind]} done of {count}" for kind, count in wanted.items()},
         "forbidden": FORBIDDEN,
     }
-    for name, frames in gather(work).items():
+    for name, frames in gather(tasks, work).items():
         if not frames:
             continue
         with lzma.open(out / f"{prefix}{name}.extxyz.xz", "wt", preset=9 | lzma.PRESET_EXTREME) as file:
             file.writelines(extxyz(frame) for frame in frames)
         summary[name] = {
+            "date": datetime.date.today().isoformat(),
+            "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
             "frames": len(frames),
             "mean_atoms": round(float(np.mean([len(frame) for frame in frames])), 2),
             "config_types": dict(sorted(Counter(frame.info["config_type"] for frame in frames).items())),
@@ -148,7 +151,7 @@ def collect(work: Path, out: Path, prefix: str) -> None:
             "smiles": sorted({frame.info["smiles"] for frame in frames}),
         }
         print(name, len(frames), "frames,", summary[name]["mean_atoms"], "atoms on average")
-    (out / f"{prefix.rstrip('_')}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    about.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def deviation(frame: Atoms) -> tuple[float, float]:
@@ -183,6 +186,7 @@ def main() -> None:
     """Run the unfinished tasks, or only collect the finished ones, or check the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, help="folder of the checkpoint files")
+    parser.add_argument("--kinds", nargs="+", help="only the tasks of these kinds, such as variant; other files stay")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--collect", action="store_true", help="only write the final files from what is done")
     parser.add_argument("--check", type=float, metavar="SHARE", help="only compute this share of the labels anew")
@@ -195,9 +199,12 @@ def main() -> None:
     if options.work is None:
         parser.error("--work is needed, the folder of the checkpoint files")
     check_lists()
+    tasks = [task for task in all_tasks() if not options.kinds or task.kind in options.kinds]
+    if not tasks:
+        parser.error(f"no task is of the kinds {options.kinds}; there are {sorted({t.kind for t in all_tasks()})}")
     if not options.collect:
-        run(options.work, options.jobs)
-    collect(options.work, options.out, options.prefix)
+        run(tasks, options.work, options.jobs)
+    collect(tasks, options.work, options.out, options.prefix)
 
 
 if __name__ == "__main__":
