@@ -33,8 +33,9 @@ def held_out(request: pytest.FixtureRequest) -> tuple[str, list[ase.Atoms]]:
 
 
 def test_molecules_are_in_one_file() -> None:
-    """Neither alone nor as a part of a dimer or cluster is a held-out molecule in the training file."""
-    parts = {part for smiles in SUMMARY["train"]["smiles"] for part in smiles.split(".")}
+    """Neither alone nor as a part of a dimer or cluster is a held-out molecule in the training files."""
+    parts = {part for name in ("train", "more") for smiles in SUMMARY[name]["smiles"] for part in smiles.split(".")}
+    assert not molecules("train") & molecules("more")
     assert not molecules("valid") & molecules("test")
     assert not (molecules("valid") | molecules("test")) & parts
     assert not (groups("valid") | groups("test")) & groups("train")
@@ -46,7 +47,7 @@ def test_molecules_are_in_one_file() -> None:
 def test_what_fine_tuning_is_measured_on_is_left_out() -> None:
     forbidden = {*SUMMARY["forbidden"]}
     assert {"CCO", "CO", "NCC(=O)O", "O=CC=CO", "CC(=O)Oc1ccccc1C(=O)O"} <= forbidden
-    for name in ("train", "valid", "test"):
+    for name in ("train", "more", "valid", "test"):
         for smiles in SUMMARY[name]["smiles"]:
             assert not forbidden & set(smiles.split("."))
             assert smiles.split(".") != ["O"] * 6
@@ -62,6 +63,14 @@ def test_layout_of_the_training_file() -> None:
         found = sum(atoms.info["config_type"] == kind for atoms in head)
         expected = shares[kind] / SUMMARY["train"]["frames"] * len(head)
         assert abs(found - expected) < 4 * np.sqrt(expected)
+
+
+def test_further_molecules() -> None:
+    """The second training file has what its summary says, and goes on where the first one ends."""
+    frames = read_frames("data/base_more.extxyz.xz")
+    assert len(frames) == SUMMARY["more"]["frames"]
+    assert {atoms.info["smiles"] for atoms in frames} == molecules("more")
+    assert {atoms.info["config_type"] for atoms in frames} == {*SUMMARY["more"]["config_types"]}
 
 
 def test_frames_held_out(held_out: tuple[str, list[ase.Atoms]]) -> None:
