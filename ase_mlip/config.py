@@ -172,7 +172,9 @@ class TrainConfig(Labelled):
     SHAPE: ClassVar[tuple[str, ...]] = (
         "channels", "layers", "l_max", "hidden_l_max", "correlation", "radial_mlp", "cutoff", "repulsion",
     )  # fmt: skip
-    CONSTANTS: ClassVar[tuple[str, ...]] = ("repulsion_prefactor", "repulsion_exponent", "repulsion_order")
+    CONSTANTS: ClassVar[tuple[str, ...]] = (
+        "repulsion_prefactor", "repulsion_exponent", "repulsion_order", "repulsion_floor",
+    )  # fmt: skip
 
     train: Annotated[Any, "training frames"] = None
     valid: Annotated[Any, "validation frames, or the share of the training frames drawn for it"] = 0.1
@@ -190,6 +192,7 @@ class TrainConfig(Labelled):
     repulsion_prefactor: Annotated[float | None, "of its screening length; None: as published"] = None
     repulsion_exponent: Annotated[float | None, "of the charges in its screening length; None: as published"] = None
     repulsion_order: Annotated[int | None, "p of the polynomial that ends it; None: 6"] = None
+    repulsion_floor: Annotated[float | None, "shortest distance that the network sees, covalent radii; None: 0"] = None
     energy_key: Annotated[str | None, "key of the energy in info; None: the attached calculator's"] = None
     forces_key: Annotated[str | None, "key of the forces in arrays; None: the attached calculator's"] = None
     stress_key: Annotated[str | None, "key of the stress in info; None: the attached calculator's"] = None

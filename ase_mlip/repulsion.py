@@ -15,6 +15,7 @@ from ase_mlip.networks.radial import polynomial_cutoff
 SCREENING = ((0.1818, 3.2), (0.5099, 0.9423), (0.2802, 0.4028), (0.02817, 0.2016))
 COULOMB = 14.3996  # e^2 / (4 pi eps0), eV Angstrom
 BOHR = 0.529  # Angstrom, to the digits that published models use
+SOFT = 0.2  # share of the floor, below it, over which the network stops to see a pair coming closer
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,44 @@ class Repulsion:
         order: p of the polynomial cutoff.
         prefactor: of the screening length.
         exponent: of the nuclear charges in the screening length.
+        floor: times the sum of the covalent radii: the network sees closer pairs at about this distance, so that the
+            repulsion alone tells how they go on. 0: it sees every distance as it is.
     """
 
     order: int = 6
     prefactor: float = 0.4543
     exponent: float = 0.3
+    floor: float = 0.0
+
+
+def floored_vectors(
+    repulsion: Repulsion, vectors: jax.Array, numbers: np.ndarray, species: jax.Array, neighbors: jax.Array
+) -> jax.Array:
+    """The neighbour vectors as the network sees them: none shorter than about the floor of its pair.
+
+    From `floor` (times the covalent radii) upwards a length is what it is, to the last bit; from there to `1 - SOFT` of
+    it, the derivative of the length that is seen falls from 1 to 0 as the quintic smoothstep does. The length seen is never
+    the smaller one: if network and repulsion together rise inwards down to the floor, they rise from there to zero, where
+    the repulsion, which is convex, is all that changes.
+
+    Args:
+        repulsion: the constants.
+        vectors: [nodes, slots, 3] Angstrom.
+        numbers: [elements] atomic numbers.
+        species: [nodes] index into `numbers`.
+        neighbors: [nodes, slots] index of the neighbouring node.
+
+    Returns:
+        [nodes, slots, 3] Angstrom.
+    """
+    if not repulsion.floor:
+        return vectors
+    lengths = jnp.linalg.norm(vectors, axis=-1)
+    radius = jnp.asarray(covalent_radii[numbers], vectors.dtype)[species]
+    floor = repulsion.floor * (radius[:, None] + radius[neighbors])
+    x = jnp.clip((lengths / floor - 1.0) / SOFT + 1.0, 0.0, 1.0)
+    seen = floor * (1.0 - SOFT * (0.5 - x**4 * (2.5 - 3.0 * x + x**2)))
+    return vectors * jnp.where(lengths < floor, seen / lengths, 1.0)[..., None]
 
 
 def repulsion_energies(
