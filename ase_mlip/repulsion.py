@@ -44,9 +44,9 @@ def floored_vectors(
     """The neighbour vectors as the network sees them: none shorter than about the floor of its pair.
 
     From `floor` (times the covalent radii) upwards a length is what it is, to the last bit; from there to `1 - SOFT` of
-    it, the derivative of the length that is seen falls from 1 to 0 as the quintic smoothstep does. The length seen is never
-    the smaller one: if network and repulsion together rise inwards down to the floor, they rise from there to zero, where
-    the repulsion, which is convex, is all that changes.
+    it, the derivative of the length that is seen falls from 1 to 0 as the quintic smoothstep does. The length seen is
+    never the smaller one: if network and repulsion together rise inwards down to half of that way, they rise all the
+    way to zero, as the slope of the repulsion, which is convex, only grows.
 
     Args:
         repulsion: the constants.
