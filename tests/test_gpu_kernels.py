@@ -126,7 +126,7 @@ def test_whole_model_lowers_for_cuda(
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     predictor, params = force_field.predictor.tabulated(force_field.params)
     graph = batch([force_field.graph(structures()[0])], PadShape(1, nodes, 12)).astype("float32")
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), (params, graph))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype), (params, graph))
     unchecked = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
     module = export.export(jax.jit(predictor.interaction), platforms=["cuda"], disabled_checks=unchecked)(*shapes)
     # two sums with their gradients, two contractions with theirs, and what the second layer's neighbours collect
