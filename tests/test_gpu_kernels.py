@@ -118,6 +118,7 @@ def test_contraction_written_out() -> None:
     np.testing.assert_allclose(gradient[:, 0], t[0] + t[2] * a[1] * a[3], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("nodes", [8, 4000])
 def test_whole_model_lowers_for_cuda(
     force_field: ForceField, nodes: int, gpu: None, monkeypatch: pytest.MonkeyPatch
