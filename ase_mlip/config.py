@@ -192,7 +192,9 @@ class TrainConfig(Labelled):
     repulsion_prefactor: Annotated[float | None, "of its screening length; None: as published"] = None
     repulsion_exponent: Annotated[float | None, "of the charges in its screening length; None: as published"] = None
     repulsion_order: Annotated[int | None, "p of the polynomial that ends it; None: 6"] = None
-    repulsion_floor: Annotated[float | None, "shortest distance that the network sees, covalent radii; None: 0"] = None
+    repulsion_floor: Annotated[float | None, "closest that the network sees a pair, covalent radii; None: 0 (off)"] = (
+        None
+    )
     energy_key: Annotated[str | None, "key of the energy in info; None: the attached calculator's"] = None
     forces_key: Annotated[str | None, "key of the forces in arrays; None: the attached calculator's"] = None
     stress_key: Annotated[str | None, "key of the stress in info; None: the attached calculator's"] = None

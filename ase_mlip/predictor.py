@@ -13,7 +13,7 @@ import numpy as np
 
 from ase_mlip.dataset_info import DatasetInfo, Head, unknown_to_all
 from ase_mlip.graph import Graph
-from ase_mlip.repulsion import floored_vectors, repulsion_energies
+from ase_mlip.repulsion import floored_vectors, repulsion_energies, touching_distances
 
 Params = Mapping[str, Any]
 
@@ -183,15 +183,14 @@ class Predictor:
         node_weights = graph.head_weights.at[graph.node_graph].get(mode="fill", fill_value=0.0)
 
         def total(vectors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            if info.repulsion is None:
-                per_node = self.network.apply({"params": params}, vectors, graph) * scale + shift
-            else:
+            seen, repelled = vectors, jnp.zeros((), dtype)
+            if info.repulsion is not None:
                 pair = (np.array(info.elements), graph.species, graph.neighbors)
-                seen = floored_vectors(info.repulsion, vectors, *pair)
-                per_node = self.network.apply({"params": params}, seen, graph) * scale + shift
-                distances = jnp.linalg.norm(vectors, axis=-1)
-                pairs = repulsion_energies(info.repulsion, distances, info.cutoff, *pair)
-                per_node += pairs[:, None] * jnp.asarray([head.repulsion for head in self.heads], dtype)
+                distances, touching = jnp.linalg.norm(vectors, axis=-1), touching_distances(*pair, dtype)
+                seen = floored_vectors(info.repulsion, vectors, distances, touching)
+                pairs = repulsion_energies(info.repulsion, distances, touching, info.cutoff, *pair)
+                repelled = pairs[:, None] * jnp.asarray([head.repulsion for head in self.heads], dtype)
+            per_node = self.network.apply({"params": params}, seen, graph) * scale + shift + repelled
             nodes = jnp.sum(per_node * node_weights, axis=-1)
             return jnp.sum(nodes), (nodes, per_node)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +38,19 @@ class Repulsion:
     exponent: float = 0.3
     floor: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor={self.floor}: give at least 0 (off) and less than 1, where bonds are")
 
-def floored_vectors(
-    repulsion: Repulsion, vectors: jax.Array, numbers: np.ndarray, species: jax.Array, neighbors: jax.Array
-) -> jax.Array:
-    """The neighbour vectors as the network sees them: none shorter than about the floor of its pair.
+
+def touching_distances(numbers: np.ndarray, species: jax.Array, neighbors: jax.Array, dtype: Any) -> jax.Array:
+    """Sums of the covalent radii of each node and its neighbours, [nodes, slots] Angstrom."""
+    radius = jnp.asarray(covalent_radii[numbers], dtype)[species]
+    return radius[:, None] + radius[neighbors]
+
+
+def floored_vectors(repulsion: Repulsion, vectors: jax.Array, distances: jax.Array, touching: jax.Array) -> jax.Array:
+    """The neighbour vectors as the network sees them: none much shorter than the floor of its pair.
 
     From `floor` (times the covalent radii) upwards a length is what it is, to the last bit; from there to `1 - SOFT` of
     it, the derivative of the length that is seen falls from 1 to 0 as the quintic smoothstep does. The length seen is
@@ -51,26 +60,24 @@ def floored_vectors(
     Args:
         repulsion: the constants.
         vectors: [nodes, slots, 3] Angstrom.
-        numbers: [elements] atomic numbers.
-        species: [nodes] index into `numbers`.
-        neighbors: [nodes, slots] index of the neighbouring node.
+        distances: [nodes, slots] their lengths, Angstrom.
+        touching: [nodes, slots] sums of the covalent radii, Angstrom.
 
     Returns:
         [nodes, slots, 3] Angstrom.
     """
     if not repulsion.floor:
         return vectors
-    lengths = jnp.linalg.norm(vectors, axis=-1)
-    radius = jnp.asarray(covalent_radii[numbers], vectors.dtype)[species]
-    floor = repulsion.floor * (radius[:, None] + radius[neighbors])
-    x = jnp.clip((lengths / floor - 1.0) / SOFT + 1.0, 0.0, 1.0)
+    floor = repulsion.floor * touching
+    x = jnp.clip((distances / floor - 1.0) / SOFT + 1.0, 0.0, 1.0)
     seen = floor * (1.0 - SOFT * (0.5 - x**4 * (2.5 - 3.0 * x + x**2)))
-    return vectors * jnp.where(lengths < floor, seen / lengths, 1.0)[..., None]
+    return vectors * jnp.where(distances < floor, seen / distances, 1.0)[..., None]
 
 
 def repulsion_energies(
     repulsion: Repulsion,
     distances: jax.Array,
+    touching: jax.Array,
     cutoff: float,
     numbers: np.ndarray,
     species: jax.Array,
@@ -81,6 +88,7 @@ def repulsion_energies(
     Args:
         repulsion: the constants.
         distances: [nodes, slots] Angstrom; what is not closer than `cutoff` counts nothing.
+        touching: [nodes, slots] sums of the covalent radii, Angstrom.
         cutoff: of the network, Angstrom.
         numbers: [elements] atomic numbers.
         species: [nodes] index into `numbers`.
@@ -92,9 +100,8 @@ def repulsion_energies(
     dtype = distances.dtype
     charge = jnp.asarray(numbers, dtype)[species]
     power = jnp.asarray(np.power(numbers.astype(float), repulsion.exponent), dtype)[species]
-    radius = jnp.asarray(covalent_radii[numbers], dtype)[species]
     length = repulsion.prefactor * BOHR / (power[:, None] + power[neighbors])
     screening = sum(weight * jnp.exp(-rate * distances / length) for weight, rate in SCREENING)
     pairs = COULOMB * charge[:, None] * charge[neighbors] / distances * screening
-    envelope = polynomial_cutoff(distances, radius[:, None] + radius[neighbors], repulsion.order)
+    envelope = polynomial_cutoff(distances, touching, repulsion.order)
     return 0.5 * jnp.sum(jnp.where(distances < cutoff, pairs * envelope, 0.0), axis=1)

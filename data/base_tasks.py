@@ -51,6 +51,7 @@ FIRST_VERSION = ("molecule", "large", "dimer", "cluster")  # kinds with the limi
 FIRST_MAX_FORCE = 30.0  # eV/Angstrom
 CROWDS, CROWDED = 10, "crowds"  # densities of each crowd of atoms, and the file of them all
 MORE = "more"  # file of the further enumerated molecules
+FILES = ("train", "valid", "test", CROWDED, MORE)  # what the frames of a task can go to
 
 
 def molecule_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
@@ -338,10 +339,9 @@ def all_tasks() -> list[Task]:
     rest += [Task("box", name, box_frames) for name in BOXES]
     rest += [Task("crowd", name, crowd_frames) for name in crowds()]
     order = np.random.default_rng(1).permutation(len(rest))
-    variants = [
-        Task("variant" if place < ENUMERATED else "further", name, variant_frames)
-        for place, name in enumerate(enumerated())
-    ]
+    names = enumerated()
+    variants = [Task("variant", name, variant_frames) for name in names[:ENUMERATED]]
+    variants += [Task("further", name, variant_frames) for name in names[ENUMERATED:]]
     return first + sorted((rest[index] for index in order), key=urgency) + variants
 
 

@@ -25,7 +25,7 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from base_geometry import MAX_FORCE, MAX_PAIR_FORCE, single_point, spin_states
 from base_molecules import ELEMENTS, FORBIDDEN, check_lists
-from base_tasks import CROWDED, MORE, Task, all_tasks
+from base_tasks import FILES, Task, all_tasks
 from rdkit import RDLogger
 
 DUPLICATE = 0.02  # Angstrom, root mean square difference of all distances below which a frame is dropped
@@ -81,7 +81,7 @@ def distinct(frames: Iterable[Atoms]) -> list[Atoms]:
 
 def gather(tasks: list[Task], work: Path) -> dict[str, list[Atoms]]:
     """Read all checkpoints, drop near-duplicates, and shuffle each split in a fixed order with isolated atoms first."""
-    splits: dict[str, list[Atoms]] = {"train": [], "valid": [], "test": [], WALLS: [], CROWDED: [], MORE: []}
+    splits: dict[str, list[Atoms]] = {name: [] for name in (*FILES, WALLS)}
     for task in tasks:
         if task.path(work).exists():
             for frame in ase.io.iread(task.path(work), index=":"):
@@ -128,12 +128,10 @@ def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
     packages = ("ase", "tblite", "rdkit", "numpy")
     about = out / f"{prefix.rstrip('_')}.json"
     summary = json.loads(about.read_text()) if about.exists() else {}
-    done, wanted = Counter(t.kind for t in tasks if t.path(work).exists()), Counter(t.kind for t in tasks)
     summary |= {
         "method": "GFN2-xTB, tblite accuracy 0.1; the positions in the files are those labelled",
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom", "stress": "eV/Angstrom^3"},
         "seeds": "crc32 of the name of each task; order of the frames: 2; order of the tasks: 1; conformers: 7",
-        "tasks": summary.get("tasks", {}) | {kind: f"{done[kind]} done of {count}" for kind, count in wanted.items()},
         "forbidden": FORBIDDEN,
     }
     for name, frames in gather(tasks, work).items():
@@ -141,7 +139,9 @@ def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
             continue
         with lzma.open(out / f"{prefix}{name}.extxyz.xz", "wt", preset=9 | lzma.PRESET_EXTREME) as file:
             file.writelines(extxyz(frame) for frame in frames)
+        done = [task.path(work).exists() for task in tasks if task.split == ("train" if name == WALLS else name)]
         summary[name] = {
+            "tasks": f"{sum(done)} done of {len(done)}",
             "date": datetime.date.today().isoformat(),
             "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
             "frames": len(frames),
@@ -186,7 +186,9 @@ def main() -> None:
     """Run the unfinished tasks, or only collect the finished ones, or check the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, help="folder of the checkpoint files")
-    parser.add_argument("--kinds", nargs="+", help="only the tasks of these kinds, such as variant; other files stay")
+    parser.add_argument(
+        "--files", nargs="+", choices=FILES, default=FILES, help="only these; the others stay as they are"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--collect", action="store_true", help="only write the final files from what is done")
     parser.add_argument("--check", type=float, metavar="SHARE", help="only compute this share of the labels anew")
@@ -199,9 +201,7 @@ def main() -> None:
     if options.work is None:
         parser.error("--work is needed, the folder of the checkpoint files")
     check_lists()
-    tasks = [task for task in all_tasks() if not options.kinds or task.kind in options.kinds]
-    if not tasks:
-        parser.error(f"no task is of the kinds {options.kinds}; there are {sorted({t.kind for t in all_tasks()})}")
+    tasks = [task for task in all_tasks() if task.split in options.files]
     if not options.collect:
         run(tasks, options.work, options.jobs)
     collect(tasks, options.work, options.out, options.prefix)

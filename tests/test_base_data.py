@@ -66,7 +66,7 @@ def test_layout_of_the_training_file() -> None:
 
 
 def test_further_molecules() -> None:
-    """The second training file has what its summary says, and goes on where the first one ends."""
+    """The second training file has what its summary says."""
     frames = read_frames("data/base_more.extxyz.xz")
     assert len(frames) == SUMMARY["more"]["frames"]
     assert {atoms.info["smiles"] for atoms in frames} == molecules("more")

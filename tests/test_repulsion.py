@@ -18,10 +18,11 @@ FLOOR = 0.42
 
 def seen(distances: np.ndarray, floor: float = FLOOR) -> np.ndarray:
     """Lengths that the network sees of C-P pairs along x."""
-    vectors = jnp.asarray(distances)[None, :, None] * jnp.array([1.0, 0.0, 0.0])
-    neighbors = jnp.ones((1, len(distances)), int)
-    species = jnp.array([0, 1])
-    return np.asarray(floored_vectors(Repulsion(floor=floor), vectors, np.array([6, 15]), species, neighbors))[0, :, 0]
+    lengths = jnp.asarray(distances)[None]
+    touching = jnp.full_like(lengths, covalent_radii[6] + covalent_radii[15])
+    return np.asarray(floored_vectors(Repulsion(floor=floor), lengths[..., None] * jnp.eye(3)[0], lengths, touching))[
+        0, :, 0
+    ]
 
 
 def test_lengths_above_the_floor_are_untouched_and_none_is_far_below() -> None:
@@ -35,6 +36,12 @@ def test_lengths_above_the_floor_are_untouched_and_none_is_far_below() -> None:
     assert slopes.min() > -1e-3
     assert slopes.max() < 1 + 1e-3
     np.testing.assert_array_equal(seen(distances, floor=0.0), jnp.asarray(distances))
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.0, float("nan")])
+def test_impossible_floor(floor: float) -> None:
+    with pytest.raises(ValueError, match=f"floor={floor}: give at least 0"):
+        Repulsion(floor=floor)
 
 
 @pytest.mark.parametrize("pair", ["CP", "HH", "OH", "ClBr"])
