@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 
 import ase
@@ -22,23 +21,19 @@ from ase_mlip.evaluate import Errors, evaluate
 from ase_mlip.finetune import FineTuneResult, fine_tune
 from ase_mlip.force_field import ForceField
 from ase_mlip.reference_energies import fit_energy_correction, with_energies
+from ase_mlip.shipped import shipped_file
 
 DATA = "glycine_r2scan.extxyz.xz"
 LEVEL = "r2SCAN-D4"
 
 
 def demo_data() -> Path:
-    """The DFT trajectory: inside the installed package, or in the data folder of a checkout.
+    """The DFT trajectory.
 
     Raises:
-        FileNotFoundError: it is in neither place.
+        FileNotFoundError: it is missing from the installation.
     """
-    package = Path(str(resources.files("ase_mlip")))
-    places = [package / "models" / DATA, package.parent / "data" / DATA]
-    for place in places:
-        if place.is_file():
-            return place
-    raise FileNotFoundError(f"the demo's trajectory is missing; looked for {', '.join(map(str, places))}")
+    return shipped_file(DATA)
 
 
 def run_demo(folder: Path, steps: int = 2000, epochs: int = 36, log: Callable[[str], None] = print) -> FineTuneResult:

@@ -30,12 +30,14 @@ from ase_mlip.dataset import (
     take_census,
 )
 from ase_mlip.force_field import ForceField
+from ase_mlip.shipped import shipped_file
 from ase_mlip.spill import select
 
 AUTO = "auto"
 RATTLES = (0.03, 0.06, 0.1)  # Angstrom; larger ones reach where the base itself knows nothing
 STRAINS = (0.98, 1.0, 1.03)
-VALID_SHARE, FEWEST_VALID = 0.1, 10  # held out; one odd molecule among few would decide what is kept
+STRUCTURES = "replay.extxyz.xz"  # made by data/make_replay.py
+VALID_SHARE, FEWEST_VALID = 0.1, 40  # held out; one odd molecule among few would decide what is kept
 
 
 def replay_structures(
@@ -64,8 +66,9 @@ def replay_structures(
 def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count: int, seed: int = 0) -> list[ase.Atoms]:
     """Half distorted copies of the frames, half other molecules and crystals, distorted too; of these elements alone.
 
-    The others are the molecules of ASE's G2 collection, and, for elements in the frames, the crystals of ASE's
-    reference states; those of rare elements come first, so that the few that a small set needs cover what they can.
+    The others are molecules and clusters of the shipped base's training data (data/make_replay.py), for elements that
+    these lack those of ASE's G2 collection, and, for elements in the frames, the crystals of ASE's reference states;
+    those of rare elements come first, so that the few that a small set needs cover what they can.
 
     Returns:
         Structures without labels, in the order of drawing.
@@ -75,7 +78,7 @@ def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count:
     """
     rng = np.random.default_rng([seed, 31])
     known = set(elements)
-    others = [atoms for atoms in g2 if len(atoms) > 1 and known.issuperset(atoms.numbers)]
+    others = list(_molecules(known))
     used: set[int] = set()
     usable = []
     for place, atoms in enumerate(frames):
@@ -84,13 +87,21 @@ def make_structures(frames: Sequence[ase.Atoms], elements: Sequence[int], count:
             usable.append(place)
     others += list(_crystals(sorted(used & known)))
     copies = (frames[int(i)] for i in cycle(rng.permutation(usable)))
-    sources = [copies] * bool(usable) + [_by_elements(others, rng)] * bool(others)
+    sources = [copies] * bool(usable) + [by_elements(others, rng)] * bool(others)
     if not sources:
-        raise ValueError("replay='auto': the base level knows no molecule of the G2 set, nor all elements of any frame")
+        raise ValueError("replay='auto': the base level knows no molecule of the pool, nor all elements of any frame")
     return [_distort(next(sources[number % len(sources)]), rng) for number in range(count)]
 
 
-def _by_elements(pool: Sequence[ase.Atoms], rng: np.random.Generator) -> Iterator[ase.Atoms]:
+def _molecules(known: set[int]) -> Iterator[ase.Atoms]:
+    """Those of known elements alone; of the G2 collection only such as have an element that the shipped ones lack."""
+    shipped = read_frames(shipped_file(STRUCTURES))
+    covered = set(elements_of(shipped))
+    yield from (atoms for atoms in shipped if known.issuperset(atoms.numbers))
+    yield from (atoms for atoms in g2 if known.issuperset(atoms.numbers) and not covered.issuperset(atoms.numbers))
+
+
+def by_elements(pool: Sequence[ase.Atoms], rng: np.random.Generator) -> Iterator[ase.Atoms]:
     """In random order, again and again, but next is always one with the element that has come least often."""
     seen: Counter[int] = Counter()
     while True:

@@ -66,7 +66,7 @@ def main() -> None:
     pool, base = read_frames(args.train), ForceField.load(args.base)
     test = read_frames(args.test)[: args.test_frames]
     known = read_frames(args.base_data)[:300] if args.base_data else None
-    start = evaluate_frames(base, known).summary()["forces_mae"] if known else None
+    start = evaluate_frames(base, known).summary() if known else {}
     for seed in range(args.seeds):
         for method in args.methods.split(","):
             order = np.random.default_rng(seed).permutation(len(pool))
@@ -74,7 +74,7 @@ def main() -> None:
             valid = [pool[i] for i in order[args.frames : args.frames + args.valid]]
             started = time.monotonic()
             common = {"learning_rate": args.learning_rate} if args.learning_rate else {}
-            trainable, forgotten = base.num_params, None
+            trainable, forgotten = base.num_params, {}
             if method == "scratch":
                 tuned = train_from_scratch(
                     train_set, valid, epochs=args.epochs, batch_size=args.batch_size, energy_weight=args.energy_weight,
@@ -94,7 +94,10 @@ def main() -> None:
                 tuned = result.force_field
                 trainable = count_variables(result.plan.adapters.start(result.plan.start.params))
                 if known:
-                    forgotten = evaluate_frames(tuned, known, level="base").summary()["forces_mae"] / start
+                    now = evaluate_frames(tuned, known, level="base").summary()
+                    forgotten = {
+                        f"base_level_{name}_ratio": now[name] / start[name] for name in ("forces_mae", "energy_mae")
+                    }
             seconds = time.monotonic() - started
             errors = evaluate_frames(tuned, test, keys=keys).summary()
             atoms = len(test[0])
@@ -106,7 +109,7 @@ def main() -> None:
                 "energy_mae_meV": 1e3 * errors["energy_mae"] * atoms,
                 "forces_mae_meV_per_A": 1e3 * errors["forces_mae"],
                 "trainable": trainable,
-                "base_level_ratio": forgotten,
+                **forgotten,
                 "seconds": seconds,
             }
             print(json.dumps(record), flush=True)
