@@ -145,7 +145,9 @@ def replay_examples(
         )
     else:
         examples = label_by_model(force_field, frames, level, config.batch_size, config.replay_weight)
-    held = min(_held_out(len(frames)), len(frames) // 2)
+    held = _held_out(len(frames))
+    if not (isinstance(config.replay, str) and config.replay == AUTO):  # made ones are as many as are wanted
+        held = min(held, len(frames) // 2)
     order = np.random.default_rng([config.seed, 37]).permutation(len(frames))
     return select(examples, sorted(order[held:])), select(examples, sorted(order[:held]))
 

@@ -1,4 +1,4 @@
-"""Choose the structures that `replay="auto"` distorts: one frame each of molecules and clusters of the base's training data.
+"""Choose the structures that `replay="auto"` distorts: one frame each of molecules and clusters of the training data.
 
 Half are random, so that common molecules are there; half have the elements that come seldom. No label is kept: the
 model to be fine-tuned labels them.
