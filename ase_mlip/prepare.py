@@ -94,7 +94,9 @@ def prepare(config: FineTuneConfig, log: Log = print) -> Plan:
     fitted: dict[str, FittedLevel] = {}
     for part in data:
         start, fitted[part.level] = fit_level(start, part, new_heads(start, part.level, base_level, data), config, log)
-    replay_train, replay_valid = replay_examples(start, replayed, base_level, config)
+    replay_train, replay_valid = replay_examples(
+        start, replayed, base_level, config, sum(len(part.frames) for part in data)
+    )
     valid = [Validation(part.level, examples_at(start, part.valid, part.level, config)) for part in data]
     if replay_train:
         valid.append(Validation(base_level, replay_valid, config.replay_weight))

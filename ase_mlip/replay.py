@@ -52,8 +52,8 @@ def replay_structures(
     """
     if config.replay is None:
         return []
-    count = max(2, round(config.replay_ratio * len(frames)))
-    count += _held_out(count)
+    wanted = _wanted(config, len(frames))
+    count = wanted + _held_out(wanted)
     if isinstance(config.replay, str) and config.replay == AUTO:
         return make_structures(frames, elements, count, config.seed)
     pool = read_frames(config.replay)
@@ -98,7 +98,8 @@ def _molecules(known: set[int]) -> Iterator[ase.Atoms]:
     shipped = read_frames(shipped_file(STRUCTURES))
     covered = set(elements_of(shipped))
     yield from (atoms for atoms in shipped if known.issuperset(atoms.numbers))
-    yield from (atoms for atoms in g2 if known.issuperset(atoms.numbers) and not covered.issuperset(atoms.numbers))
+    molecules = [atoms for atoms in g2 if len(atoms) > 1]
+    yield from (a for a in molecules if known.issuperset(a.numbers) and not covered.issuperset(a.numbers))
 
 
 def by_elements(pool: Sequence[ase.Atoms], rng: np.random.Generator) -> Iterator[ase.Atoms]:
@@ -132,9 +133,12 @@ def _distort(atoms: ase.Atoms, rng: np.random.Generator) -> ase.Atoms:
 
 
 def replay_examples(
-    force_field: ForceField, frames: Sequence[ase.Atoms], level: str, config: FineTuneConfig
+    force_field: ForceField, frames: Sequence[ase.Atoms], level: str, config: FineTuneConfig, new: int
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Frames that train the old level, and those that watch it, with their own labels or the model's."""
+    """Frames that train the old level, and those that watch it, with their own labels or the model's.
+
+    Of few frames half watch; the others are at most `replay_ratio` for each of the `new` training frames.
+    """
     if not frames:
         return [], []
     weights, keys = force_field.predictor.head_weights(level), config.keys
@@ -145,15 +149,18 @@ def replay_examples(
         )
     else:
         examples = label_by_model(force_field, frames, level, config.batch_size, config.replay_weight)
-    held = _held_out(len(frames))
-    if not (isinstance(config.replay, str) and config.replay == AUTO):  # made ones are as many as are wanted
-        held = min(held, len(frames) // 2)
+    wanted = _wanted(config, new)
+    held = max(len(frames) - wanted, min(_held_out(wanted), len(frames) // 2))
     order = np.random.default_rng([config.seed, 37]).permutation(len(frames))
     return select(examples, sorted(order[held:])), select(examples, sorted(order[:held]))
 
 
-def _held_out(count: int) -> int:
-    return max(FEWEST_VALID, round(VALID_SHARE * count))
+def _wanted(config: FineTuneConfig, new: int) -> int:
+    return max(2, round(config.replay_ratio * new))
+
+
+def _held_out(wanted: int) -> int:
+    return max(FEWEST_VALID, round(VALID_SHARE * wanted))
 
 
 def label_by_model(

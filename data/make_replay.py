@@ -7,9 +7,7 @@ model to be fine-tuned labels them.
 from __future__ import annotations
 
 import argparse
-import lzma
 from collections.abc import Iterable
-from io import StringIO
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from ase_mlip.replay import by_elements
 
 KINDS = ("conformer", "mode", "md", "torsion", "radical", "dimer", "dimer_md", "cluster", "cluster_md", "ionic")
 FEWEST, MOST = 4, 24  # atoms
+COUNT = 400
 
 
 def candidates(frames: Iterable[Atoms], seed: int = 0) -> list[Atoms]:
@@ -39,22 +38,17 @@ def main() -> None:
     """Write replay.extxyz.xz beside this script."""
     folder = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--out", type=Path, default=folder, help="folder of the file")
     args = parser.parse_args()
 
     pool = candidates(read_frames(folder / "base_train.extxyz.xz"))
     rng = np.random.default_rng(0)
     shuffled = [pool[int(i)] for i in rng.permutation(len(pool))]
-    half = args.count // 2
-    chosen = shuffled[:half] + list(islice(by_elements(shuffled[half:], rng), args.count - half))
-    text = StringIO()
-    ase.io.write(text, chosen, format="extxyz", columns=["symbols", "positions"])
+    half = COUNT // 2
+    chosen = shuffled[:half] + list(islice(by_elements(shuffled[half:], rng), half))
     path = args.out / "replay.extxyz.xz"
-    path.write_bytes(lzma.compress(text.getvalue().encode(), preset=9))
-    print(
-        f"{path}: {len(chosen)} of {len(pool)} structures, {sum(map(len, chosen)) / len(chosen):.1f} atoms on average"
-    )
+    ase.io.write(path, chosen, format="extxyz", columns=["symbols", "positions"])
+    print(f"{path}: {COUNT} of {len(pool)} structures, {sum(map(len, chosen)) / COUNT:.1f} atoms on average")
 
 
 if __name__ == "__main__":

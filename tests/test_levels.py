@@ -187,6 +187,17 @@ def test_few_made_structures_cover_the_elements() -> None:
     for seed in range(3):
         made = make_structures(toy_frames(2), elements, 24, seed)
         assert set(elements) <= {z for atoms in made[1::2] for z in atoms.numbers.tolist()}
+        assert min(map(len, made)) > 1
+
+
+@pytest.mark.parametrize(("pool", "trained", "watching"), [(60, 8, 40), (30, 8, 22), (10, 5, 5)])
+def test_given_replay_keeps_its_ratio(pool: int, trained: int, watching: int, base: ForceField) -> None:
+    """At most one frame for each of the eight new ones trains; forty watch, of a small pool half at least."""
+    plan = fine_tune(
+        base, toy_frames(8), toy_frames(4), method="full", replay=toy_frames(pool, seed=5), **{**QUIET, "epochs": 0}
+    ).plan
+    assert plan.replay_frames == trained
+    assert [len(v.examples) for v in plan.valid if v.level == "base"] == [watching]
 
 
 def test_generated_replay_keeps_the_old_level(base: ForceField) -> None:
