@@ -65,7 +65,7 @@ def farthest_points(points: csr_array, count: int, taken: csr_array) -> list[int
         nearest = np.minimum(nearest, _distances(points, taken[[number]]))
     rows: list[int] = []
     while len(rows) < count and nearest.max() > DUPLICATE:
-        rows.append(int(nearest.argmax()))
+        rows.append(int(np.argmax(nearest)))
         nearest = np.minimum(nearest, _distances(points, points[rows[-1:]]))
     return rows
 

@@ -98,7 +98,7 @@ def take_in(
             problems[number] = "it has no atoms"
             continue
         centers, _, _ = find_neighbors(atoms.positions, atoms.cell.array, atoms.pbc, force_field.cutoff + skin)
-        sizes[number] = len(atoms), int(np.bincount(centers, minlength=1).max())
+        sizes[number] = len(atoms), int(np.max(np.bincount(centers, minlength=1)))
         elements.update(atoms.numbers.tolist())
     groups = _plan(sizes, batch_size) if sizes else []
     return Intake(groups, problems, force_field.for_elements(elements) if elements else force_field)

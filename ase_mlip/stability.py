@@ -78,7 +78,7 @@ class DimerScan:
         relative, energies = self.distances / contact, self.energies
         lowest = (energies[1:-1] <= energies[:-2]) & (energies[1:-1] <= energies[2:])
         minima = 1 + np.flatnonzero(lowest & (relative[1:-1] >= 0.7) & (relative[1:-1] <= 1.5))
-        return float(self.distances[minima[energies[minima].argmin()]]) if len(minima) else contact
+        return float(self.distances[minima[np.argmin(energies[minima])]]) if len(minima) else contact
 
     @property
     def turn(self) -> float | None:

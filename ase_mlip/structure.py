@@ -123,7 +123,7 @@ def neighbor_table(
         return list_neighbors(*_enclose(positions, cell, pbc, cutoff), pbc, float(cutoff))
     centers, neighbors, shifts = find_neighbors(positions, cell, pbc, cutoff)
     counts = np.bincount(centers, minlength=len(positions))
-    slots = int(counts.max(initial=0))
+    slots = int(np.max(counts, initial=0))
     place = centers * np.intp(slots) + np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
     table = np.repeat(np.arange(len(positions), dtype=np.int32)[:, None], slots, axis=1)
     table.ravel()[place] = neighbors

@@ -74,13 +74,26 @@ struct Vector {
     a *= b;
     return a;
   }
+  // Halves are added to each other: lane after lane, each addition would wait for the one before.
   inline __attribute__((always_inline)) Real sum() const {
     Register total = registers[0];
 #pragma GCC unroll 4
     for (int i = 1; i < kRegisters; ++i) total += registers[i];
-    Real out = 0;
-    for (int lane = 0; lane < kLanes; ++lane) out += total[lane];
-    return out;
+    return sum_of(total);
+  }
+  template <typename Lanes>
+  static inline __attribute__((always_inline)) Real sum_of(const Lanes& lanes) {
+    if constexpr (sizeof(Lanes) == sizeof(Real)) {
+      Real out;
+      std::memcpy(&out, &lanes, sizeof(Real));
+      return out;
+    } else {
+      typedef Real Half __attribute__((vector_size(sizeof(Lanes) / 2)));
+      Half low, high;
+      std::memcpy(&low, &lanes, sizeof(Half));
+      std::memcpy(&high, reinterpret_cast<const char*>(&lanes) + sizeof(Half), sizeof(Half));
+      return sum_of(low + high);
+    }
   }
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import partial, reduce
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -84,7 +85,7 @@ def _contract(
 def _scaled_normal(widths: np.ndarray) -> nn.initializers.Initializer:
     """Normal weights with the standard deviation `widths` along the second axis."""
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.normal(key, shape, dtype) * jnp.asarray(widths, dtype)[None, :, None]
 
     return init

@@ -7,6 +7,8 @@ with `element_`; no formula depends on the number of elements, so a model can be
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,6 @@ class ElementGate(nn.Module):
         return {ell: features[ell] * gate for ell, gate in zip(sorted(features), by_degree, strict=True)}
 
 
-def spread_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def spread_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Normal weights that shrink with the number of elements, the first axis."""
     return jax.random.normal(key, shape, dtype) / shape[0] ** 0.5
