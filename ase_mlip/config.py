@@ -92,7 +92,9 @@ class FineTuneConfig(Labelled):
     )
     new_elements: Annotated[Any, "elements that the base lacks, each with one it starts from: Na=F,K=F"] = None
     replay: Annotated[Any, "structures that keep the old level: frames, or auto to generate them; None: none"] = None
-    replay_ratio: Annotated[float, "replay frames for each training frame, at most"] = 1.0
+    replay_ratio: Annotated[
+        float | None, "replay frames per training frame, at most; None: one, 100 in all at least"
+    ] = None
     replay_weight: Annotated[float, "weight of a replay frame in the loss"] = 1.0
     replay_labels: Annotated[str, "model: labelled by the base; file: by themselves"] = "model"
     energy_key: Annotated[str | None, "key of the energy in info; None: the attached calculator's"] = None
@@ -140,8 +142,11 @@ class FineTuneConfig(Labelled):
         if self.check_ps < 0:
             raise ValueError(f"check_ps={self.check_ps}: give zero or a positive number")
         for name in ("replay_ratio", "replay_weight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a positive number; without replay leave it out")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: give a positive number; without replay leave it out")
+        if self.replay is None and self.replay_ratio is not None:
+            raise ValueError(f"replay_ratio={self.replay_ratio} has no effect without replay; give frames, or 'auto'")
         if self.replay is not None and not self.preset.changes_old_levels:
             raise ValueError(
                 f"replay has no effect with method={self.method!r}: the old levels cannot change; leave it out"

@@ -37,6 +37,7 @@ AUTO = "auto"
 RATTLES = (0.03, 0.06, 0.1)  # Angstrom; larger ones reach where the base itself knows nothing
 STRAINS = (0.98, 1.0, 1.03)
 STRUCTURES = "replay.extxyz.xz"  # made by data/make_replay.py
+FEWEST = 100  # that train, unless `replay_ratio` says otherwise: 50 held the old level by some methods alone
 VALID_SHARE, FEWEST_VALID = 0.1, 40  # held out; one odd molecule among few would decide what is kept
 
 
@@ -137,7 +138,7 @@ def replay_examples(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Frames that train the old level, and those that watch it, with their own labels or the model's.
 
-    Of few frames half watch; the others are at most `replay_ratio` for each of the `new` training frames.
+    Of few frames half watch; the others are at most as many as `replay_ratio` says beside the `new` training frames.
     """
     if not frames:
         return [], []
@@ -156,7 +157,8 @@ def replay_examples(
 
 
 def _wanted(config: FineTuneConfig, new: int) -> int:
-    return max(2, round(config.replay_ratio * new))
+    """Frames that train the old level beside so many new ones."""
+    return max(FEWEST, new) if config.replay_ratio is None else max(2, round(config.replay_ratio * new))
 
 
 def _held_out(wanted: int) -> int:

@@ -190,12 +190,16 @@ def test_few_made_structures_cover_the_elements() -> None:
         assert min(map(len, made)) > 1
 
 
-@pytest.mark.parametrize(("pool", "trained", "watching"), [(60, 8, 40), (30, 8, 22), (10, 5, 5)])
-def test_given_replay_keeps_its_ratio(pool: int, trained: int, watching: int, base: ForceField) -> None:
-    """At most one frame for each of the eight new ones trains; forty watch, of a small pool half at least."""
-    plan = fine_tune(
-        base, toy_frames(8), toy_frames(4), method="full", replay=toy_frames(pool, seed=5), **{**QUIET, "epochs": 0}
-    ).plan
+@pytest.mark.parametrize(
+    ("pool", "ratio", "trained", "watching"),
+    [(60, 1.0, 8, 40), (30, 1.0, 8, 22), (10, 1.0, 5, 5), (150, None, 100, 40), (60, None, 30, 30)],
+)
+def test_given_replay_keeps_its_ratio(
+    pool: int, ratio: float | None, trained: int, watching: int, base: ForceField
+) -> None:
+    """At most so many frames for each of the eight new ones train; forty watch, of a small pool half at least."""
+    options = {**QUIET, "epochs": 0, "method": "full", "replay_ratio": ratio}
+    plan = fine_tune(base, toy_frames(8), toy_frames(4), replay=toy_frames(pool, seed=5), **options).plan
     assert plan.replay_frames == trained
     assert [len(v.examples) for v in plan.valid if v.level == "base"] == [watching]
 
@@ -219,7 +223,7 @@ def test_generated_replay_keeps_the_old_level(base: ForceField) -> None:
 
 def test_the_weight_of_replay_counts(base: ForceField) -> None:
     """The loss of a pure replay batch grows with the weight (that its gradient does: tests/test_training.py)."""
-    options = {**QUIET, "method": "full", "replay": "auto", "epochs": 1}
+    options = {**QUIET, "method": "full", "replay": "auto", "replay_ratio": 1.0, "epochs": 1}
     results = [fine_tune(base, toy_frames(4), toy_frames(4), replay_weight=w, **options) for w in (1.0, 1e4)]
     losses = [result.history[-1]["train_loss"] for result in results]
     assert losses[1] > 2 * losses[0]

@@ -128,7 +128,7 @@ def test_what_was_cut_away_stays_unknown(base: ForceField) -> None:
 
 
 def test_replay_leaves_the_new_element_to_the_new_level(base: ForceField) -> None:
-    result = tune(base, carbon_frames(6), replay="auto")
+    result = tune(base, carbon_frames(6), replay="auto", replay_ratio=1.0)
     assert result.plan.replay_frames > 0
     made = make_structures(carbon_frames(6), (1, 8), 10)
     assert len(made) == 10

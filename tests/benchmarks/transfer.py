@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--methods", default="scratch,heads,freeze,lora,full,freeze+replay,lora+replay,full+replay")
     parser.add_argument("--base-data", help="held-out frames of the base, labelled in the attached calculator")
     parser.add_argument("--replay-weight", type=float, default=1.0)
-    parser.add_argument("--replay-ratio", type=float, default=1.0)
+    parser.add_argument("--replay-ratio", type=float, help="by default as in FineTuneConfig")
     parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--valid", type=int, default=50, help="validation frames, drawn beside the training frames")
     parser.add_argument("--test-frames", type=int, default=500)
