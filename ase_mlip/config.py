@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 from ase_mlip.options import Options
-from ase_mlip.presets import METHODS, REPLAY_RATES, Method, Optimizer, Schedule
+from ase_mlip.presets import METHODS, REPLAY_RATES, MatmulPrecision, Method, Optimizer, Schedule
 
 if TYPE_CHECKING:  # the command line lists the options without loading JAX
     from ase_mlip.dataset import LabelKeys
@@ -23,6 +23,7 @@ CHOICES = {
     "replay_labels": REPLAY_LABELS,
     "optimizer": (*get_args(Optimizer), None),
     "schedule": get_args(Schedule),
+    "matmul_precision": get_args(MatmulPrecision),
 }
 
 
@@ -117,6 +118,9 @@ class FineTuneConfig(Labelled):
     weight_decay: Annotated[float, "pull towards the pretrained parameters"] = 0.0
     patience: Annotated[int | None, "evaluations without a better one that end the training; None: all epochs"] = None
     max_minutes: Annotated[float | None, "wall time that ends the training; None: no limit"] = None
+    matmul_precision: Annotated[str, "of a training step's matrix products: float32, or on a GPU tensorfloat32"] = (
+        "float32"
+    )
     seed: Annotated[int, "of everything random"] = 0
     check_ps: Annotated[float, "picoseconds of dynamics that the report checks, with walls of pairs; 0: neither"] = 0.5
     dry_run: Annotated[bool, "print what would be done, its cost and what is wrong with the data, and stop"] = False
@@ -219,6 +223,9 @@ class TrainConfig(Labelled):
     eval_every: Annotated[int, "epochs between evaluations, which are also checkpoints"] = 1
     patience: Annotated[int | None, "evaluations without a better one that end the training; None: all epochs"] = None
     max_minutes: Annotated[float | None, "wall time that ends the training; None: no limit"] = None
+    matmul_precision: Annotated[str, "of a training step's matrix products: float32, or on a GPU tensorfloat32"] = (
+        "float32"
+    )
     seed: Annotated[int, "of everything random"] = 0
     name: Annotated[str | None, "a name and level of theory to keep in the file"] = None
     licence: Annotated[str | None, "licence of the weights to keep in the file"] = None
@@ -271,6 +278,7 @@ class TrainConfig(Labelled):
             seed=self.seed,
             patience=self.patience,
             max_minutes=self.max_minutes,
+            matmul_precision=self.matmul_precision,
         )
 
 

@@ -13,17 +13,23 @@ from ase_mlip.predictor import Params, Predictor
 
 
 def loss_function(
-    params: Params, predictor: Predictor, graph: Graph, targets: Targets, weights: LossWeights
+    params: Params,
+    predictor: Predictor,
+    graph: Graph,
+    targets: Targets,
+    weights: LossWeights,
+    matmul_precision: str = "float32",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted mean of squared errors over the labels that are present.
 
     Args:
         targets: energies without the reference energies E0.
+        matmul_precision: see `Predictor.interaction`.
 
     Returns:
         The loss, and its unweighted parts by label.
     """
-    prediction = predictor.with_kernels().interaction(params, graph)
+    prediction = predictor.with_kernels().interaction(params, graph, matmul_precision=matmul_precision)
     ones = jnp.ones_like(prediction.node_energies)
     counts = jnp.maximum(jax.ops.segment_sum(ones, graph.node_graph, graph.num_graphs), 1)
     node_weight = jnp.asarray(targets.weight).at[graph.node_graph].get(mode="fill", fill_value=0.0)

@@ -160,7 +160,9 @@ class Predictor:
         network, params = tabulated(params) if tabulated else (self.network, params)
         return replace(self, network=network), params
 
-    def interaction(self, params: Params, graph: Graph, per_head: bool = False) -> Prediction:
+    def interaction(
+        self, params: Params, graph: Graph, per_head: bool = False, matmul_precision: str = "float32"
+    ) -> Prediction:
         """Prediction without the reference energies E0: what depends on positions. Pure; use inside your own jit.
 
         E0 can be a million times the interaction energy; adding it on the host in float64 keeps float32 sums exact.
@@ -171,11 +173,13 @@ class Predictor:
             params: the network's parameters.
             graph: padded or not, of any number of structures.
             per_head: also fill `head_energies`.
+            matmul_precision: of the network's matrix products and of their derivatives, as JAX names it; what is
+                computed of positions and cells alone is always float32 proper.
         """
         with jax.default_matmul_precision("float32"):
-            return self._interaction(params, graph, per_head)
+            return self._interaction(params, graph, per_head, matmul_precision)
 
-    def _interaction(self, params: Params, graph: Graph, per_head: bool) -> Prediction:
+    def _interaction(self, params: Params, graph: Graph, per_head: bool, matmul_precision: str) -> Prediction:
         graph = jax.tree.map(jnp.asarray, graph)
         info, dtype = self.network.dataset_info, graph.positions.dtype
         scale = jnp.asarray([head.scale for head in self.heads], dtype)
@@ -190,7 +194,9 @@ class Predictor:
                 seen = floored_vectors(info.repulsion, vectors, distances, touching)
                 pairs = repulsion_energies(info.repulsion, distances, touching, info.cutoff, *pair)
                 repelled = pairs[:, None] * jnp.asarray([head.repulsion for head in self.heads], dtype)
-            per_node = self.network.apply({"params": params}, seen, graph) * scale + shift + repelled
+            with jax.default_matmul_precision(matmul_precision):
+                network = self.network.apply({"params": params}, seen, graph)
+            per_node = network * scale + shift + repelled
             nodes = jnp.sum(per_node * node_weights, axis=-1)
             return jnp.sum(nodes), (nodes, per_node)
 

@@ -205,6 +205,7 @@ def make_settings(config: FineTuneConfig, count: int) -> TrainSettings:
         epochs=epochs,
         batch_size=config.batch_size,
         ema=config.preset.ema,
+        matmul_precision=config.matmul_precision,
         loss=config.loss,
         eval_every=max(1, epochs // EVALUATIONS),
         max_shapes=4,

@@ -7,6 +7,7 @@ from typing import Literal
 
 Schedule = Literal["cosine", "plateau", "constant"]
 Optimizer = Literal["amsgrad", "muon"]
+MatmulPrecision = Literal["float32", "tensorfloat32"]
 
 
 @dataclass(frozen=True)

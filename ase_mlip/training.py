@@ -42,6 +42,8 @@ class TrainSettings:
         seed: order of the data.
         patience: evaluations without a new best after which the training ends; None trains all epochs.
         max_minutes: wall time after which the training ends at the next batch; None has no limit.
+        matmul_precision: of the network's matrix products in the steps, "float32" or "tensorfloat32"; evaluations are
+            float32 proper.
     """
 
     epochs: int = 100
@@ -53,6 +55,7 @@ class TrainSettings:
     seed: int = 0
     patience: int | None = None
     max_minutes: float | None = None
+    matmul_precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_every", "max_shapes", "patience"):
@@ -132,7 +135,8 @@ def make_train_step(
     tuning, optimizer = tuning or TrainAll(), optax.with_extra_args_support(optimizer)
 
     def loss(variables: Variables, params: Params, graph: Graph, targets: Targets) -> jax.Array:
-        return loss_function(tuning.merge(params, variables), predictor, graph, targets, settings.loss)[0]
+        merged = tuning.merge(params, variables)
+        return loss_function(merged, predictor, graph, targets, settings.loss, settings.matmul_precision)[0]
 
     def step(
         variables: Variables, average: Variables, optimizer_state: Any, params: Params, graph: Graph, targets: Targets
@@ -176,8 +180,13 @@ def train(
 
     Raises:
         FloatingPointError: the loss is no longer finite.
-        ValueError: the folder holds another run.
+        ValueError: the folder holds another run, or a precision that this device does not have.
     """
+    if settings.matmul_precision != "float32" and jax.default_backend() == "cpu":
+        raise ValueError(
+            f"matmul_precision={settings.matmul_precision!r} has no effect on a CPU, which multiplies in float32; "
+            "leave it out, or train on a GPU"
+        )
     run = _Run(force_field, examples, valid, optimizer, settings, tuning or TrainAll(), log)
     if folder:
         run.open(folder, identity)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ase_mlip.config import FineTuneConfig, TrainConfig
+from ase_mlip.config import CHOICES, FineTuneConfig, TrainConfig
 from ase_mlip.options import Options
 
 
@@ -69,9 +69,11 @@ def test_frames_in_memory_cannot_be_written(tmp_path: Path) -> None:
         ({"n_heads": 0}, "n_heads=0"),
         ({"replay_weight": 0}, "replay_weight=0: give a positive number"),
         ({"replay_ratio": -1.0}, "replay_ratio=-1.0"),
+        ({"replay_ratio": 2.0}, "replay_ratio=2.0 has no effect without replay"),
         ({"replay_labels": "old"}, "replay_labels='old': give one of 'model', 'file'"),
         ({"schedule": "linear"}, "schedule='linear': give one of 'cosine', 'plateau', 'constant'"),
         ({"optimizer": "sgd"}, "optimizer='sgd': give one of 'amsgrad', 'muon'"),
+        ({"matmul_precision": "half"}, "matmul_precision='half': give one of 'float32', 'tensorfloat32'"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
@@ -153,6 +155,6 @@ def test_every_option_of_a_training_is_used() -> None:
     for name, kind, default, _ in TrainConfig.options():
         if f"config.{name}" in source or f'"{name}"' in source:
             continue
-        value = {int: 2, float: 0.5, str: "REF", tuple: (8,)}
+        value = {int: 2, float: 0.5, str: CHOICES.get(name, (None, "REF"))[1], tuple: (8,)}
         other = config.changed({name: value[get_args(kind)[0] if default is None else type(default)]})
         assert [getattr(other, part) for part in parts] != before, name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +140,26 @@ def test_weight_of_a_graph_scales_its_gradient(force_field: ForceField, one_batc
     assert scale > 0
     np.testing.assert_allclose(both, 3 * first + rest, atol=1e-4 * scale)
     assert np.abs(both - rest).max() > 0.1 * scale
+
+
+def test_coarse_products_are_the_networks_alone(force_field: ForceField, one_batch: Example) -> None:
+    """With TF32 the vectors between atoms are computed as before, cells included; the gradient's products follow."""
+    products = {}
+    for precision in ("float32", "tensorfloat32"):
+        arguments = (force_field.params, force_field.predictor, one_batch.graph, one_batch.targets, LOSS, precision)
+        text = jax.jit(jax.grad(loss_function, has_aux=True), static_argnums=(1, 4, 5)).lower(*arguments).as_text()
+        products[precision] = Counter(re.findall(r"dot_general.*precision = \[(\w+), \w+\]", text))
+    assert set(products["float32"]) == {"HIGHEST"}
+    assert set(products["tensorfloat32"]) == {"HIGH", "HIGHEST"}
+    vectors = jax.jit(lambda graph: graph.vectors(4.0)).lower(one_batch.graph).as_text()
+    assert products["tensorfloat32"]["HIGHEST"] >= vectors.count("dot_general") > 0
+    assert products["tensorfloat32"]["HIGH"] > 0.8 * products["float32"]["HIGHEST"]
+
+
+def test_coarse_products_are_refused_where_there_are_none(force_field: ForceField, examples: list[Example]) -> None:
+    settings = replace(SETTINGS, matmul_precision="tensorfloat32")
+    with pytest.raises(ValueError, match="matmul_precision='tensorfloat32' has no effect on a CPU"):
+        train(force_field, examples, watch(examples), optax.sgd(1e-3), settings)
 
 
 def test_reference_energies_come_off_in_float64(force_field: ForceField, examples: list[Example]) -> None:
