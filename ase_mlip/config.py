@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 from ase_mlip.options import Options
-from ase_mlip.presets import METHODS, REPLAY_RATES, MatmulPrecision, Method, Optimizer, Schedule
+from ase_mlip.presets import METHODS, WITH_REPLAY, MatmulPrecision, Method, Optimizer, Schedule
 
 if TYPE_CHECKING:  # the command line lists the options without loading JAX
     from ase_mlip.dataset import LabelKeys
@@ -110,7 +110,7 @@ class FineTuneConfig(Labelled):
     epochs: Annotated[int | None, "passes over the data; None: about 3,000 batches"] = None
     batch_size: Annotated[int, "structures in a batch"] = 8
     accumulate: Annotated[int, "batches whose gradients make one update"] = 1
-    optimizer: Annotated[str | None, "amsgrad, or muon: orthogonal updates of matrices"] = None
+    optimizer: Annotated[str | None, "muon: orthogonal updates of matrices; or amsgrad"] = None
     learning_rate: Annotated[float | None, "peak, relative to the size of each parameter"] = None
     schedule: Annotated[str, "cosine, plateau or constant"] = "cosine"
     ema: Annotated[float | None, "decay of the moving average that is kept"] = None
@@ -163,9 +163,7 @@ class FineTuneConfig(Labelled):
     @property
     def preset(self) -> Method:
         """The method with what was changed of it."""
-        method = METHODS[self.method]
-        if self.replay is not None:
-            method = replace(method, learning_rate=REPLAY_RATES.get(self.method, method.learning_rate))
+        method = (METHODS if self.replay is None else METHODS | WITH_REPLAY)[self.method]
         return replace(method, **{f.name: v for f in fields(Method) if (v := getattr(self, f.name)) is not None})
 
 
@@ -215,7 +213,7 @@ class TrainConfig(Labelled):
     epochs: Annotated[int, "passes over the data"] = 100
     batch_size: Annotated[int, "structures in a batch"] = 8
     max_shapes: Annotated[int, "pad shapes, at most; more waste less and compile longer"] = 4
-    optimizer: Annotated[str, "amsgrad, or muon: fewer epochs, each a little longer"] = "amsgrad"
+    optimizer: Annotated[str, "muon: orthogonal updates of matrices; or amsgrad"] = "muon"
     learning_rate: Annotated[float, "peak of the schedule"] = 1e-2
     schedule: Annotated[str, "cosine, plateau or constant"] = "cosine"
     clip: Annotated[float, "largest norm of the gradient"] = 10.0

@@ -88,9 +88,11 @@ def test_a_training_refuses_unknown_words_before_it_reads_data(name: str, word: 
 
 
 def test_replay_slows_down_what_moves_freely() -> None:
-    """At its own rate `full` lost the old level; a rate that is given counts as it is."""
-    rates = [FineTuneConfig(method=method, replay="auto").preset.learning_rate for method in ("full", "lora")]
-    assert rates == [1e-3, FineTuneConfig(method="lora").preset.learning_rate]
+    """At its own rate `full` lost the old level; a rate or an optimiser that is given counts as it is."""
+    for method, rate in (("full", 1e-3), ("lora", FineTuneConfig(method="lora").preset.learning_rate)):
+        alone, beside = (FineTuneConfig(method=method, replay=replay).preset for replay in (None, "auto"))
+        assert (alone.optimizer, beside.optimizer, beside.learning_rate) == ("muon", "amsgrad", rate)
+    assert FineTuneConfig(method="full", replay="auto", optimizer="muon").preset.optimizer == "muon"
     assert FineTuneConfig(method="full", replay="auto", learning_rate=0.02).preset.learning_rate == 0.02
 
 
