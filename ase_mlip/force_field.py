@@ -21,7 +21,7 @@ from ase_mlip.model_file import ModelFile, is_model_file, load_model, save_model
 from ase_mlip.predictor import Network, Params, Prediction, Predictor, compiled_interaction
 from ase_mlip.structure import InvalidStructure, check_structure, symbol_of
 
-SHIPPED_MODELS = {"default": "default.safetensors"}
+SHIPPED_MODELS = {"default": "default.safetensors", "accurate": "accurate.safetensors"}
 MANY_ELEMENTS = 10  # a model that knows more is cut down to the elements in use
 
 

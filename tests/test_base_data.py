@@ -10,6 +10,7 @@ import ase
 import numpy as np
 import pytest
 
+from ase_mlip import ForceField, evaluate_frames
 from ase_mlip.dataset import read_frames
 from ase_mlip.frame_files import iterate_file
 
@@ -83,3 +84,15 @@ def test_frames_held_out(held_out: tuple[str, list[ase.Atoms]]) -> None:
         assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 60.0
         np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0.0, atol=1e-5 * len(atoms))
         assert ("stress" in atoms.calc.results) == bool(atoms.pbc.all())
+
+
+@pytest.mark.parametrize(("name", "energy", "forces"), [("default", 4.0, 70.0), ("accurate", 3.3, 57.0)])
+def test_shipped_models_on_molecules_they_have_never_seen(name: str, energy: float, forces: float) -> None:
+    """Errors on dynamics and modes up to 1000 K, meV/atom and meV/Angstrom: about those of the model card."""
+    frames = read_frames("data/base_test.extxyz.xz")
+    warm = [a for a in frames if a.info["config_type"] in ("md", "mode") and a.info["temperature"] <= 1000][:200]
+    force_field = ForceField.load(name)
+    assert force_field.elements == tuple(sorted(ase.Atoms(ELEMENTS).numbers.tolist()))
+    errors = evaluate_frames(force_field, warm).summary()
+    assert 1e3 * errors["energy_mae"] < energy
+    assert 1e3 * errors["forces_mae"] < forces

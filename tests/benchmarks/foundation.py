@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, action="append", help="one for each method")
+    parser.add_argument("--optimizer", help="by default the method's usual one")
     parser.add_argument("--energy-weight", type=float, default=100.0)
     parser.add_argument("--energy-key")
     parser.add_argument("--forces-key")
@@ -52,6 +53,7 @@ def main() -> None:
         "forces_key": args.forces_key,
         "energy_weight": args.energy_weight,
         "batch_size": args.batch_size,
+        "optimizer": args.optimizer,
         "check_ps": 0,
         "log": lambda _: None,
     }
