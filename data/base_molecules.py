@@ -182,6 +182,9 @@ O=C=O.O=C=O.O=C=O C=C.C=C.O N#N.O.O CC(F)F.O.O CS(C)=O.O.O CN(C)C=O.O.O CCCO.O.O
 VALID_CLUSTERS = ("CC(F)F.O.O", "CCCO.O.O", "Cl.O.O.O")
 TEST_CLUSTERS = ("CS(C)=O.O.O", "CN(C)C=O.O.O", "Br.O.O", "O.O.O.O.O")
 
+# Heaps of water molecules: how many, and which of them. None of six, or of five, which are a test.
+WATERS = tuple(f"{count} {number}" for number in range(36) for count in (2, 3, 4, 7, 8, 9, 10))
+
 # Neutral groups of ions, started apart; the SCF decides where the charge goes.
 IONS = """
 [NH4+].[Cl-] [NH4+].[F-] [NH4+].[Br-] [NH4+].[O-]C=O C[NH3+].[O-]C=O C[NH3+].CC(=O)[O-] C[NH3+].[Cl-] C[NH+](C)C.[Cl-]

@@ -1,6 +1,7 @@
 """Make the base training set: molecules of H, C, N, O, F, P, S, Cl, Br with GFN2-xTB energies and forces.
 
-The molecules are in base_molecules.py, what is done with each in base_tasks.py, geometries, labels in base_geometry.py.
+The molecules are in base_molecules.py and base_neighbours.py, what is done with each in base_tasks.py and
+base_frames.py, geometries and labels in base_geometry.py.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from base_tasks import FILES, Task, all_tasks
 from rdkit import RDLogger
 
 DUPLICATE = 0.02  # Angstrom, root mean square difference of all distances below which a frame is dropped
+PREFIX = "base_"  # start of the names of the files
 WALLS = "walls"  # file of the frames above the force limit, diatomics all, for tests of the repulsion
 
 
@@ -80,7 +82,7 @@ def distinct(frames: Iterable[Atoms]) -> list[Atoms]:
 
 
 def gather(tasks: list[Task], work: Path) -> dict[str, list[Atoms]]:
-    """Read all checkpoints, drop near-duplicates, and shuffle each split in a fixed order with isolated atoms first."""
+    """Read all checkpoints into the file that each frame goes to; the steepest go to, or also to, the walls."""
     splits: dict[str, list[Atoms]] = {name: [] for name in (*FILES, WALLS)}
     for task in tasks:
         if task.path(work).exists():
@@ -92,10 +94,6 @@ def gather(tasks: list[Task], work: Path) -> dict[str, list[Atoms]]:
                     splits[task.split].append(frame)
                 if steepest > MAX_FORCE:
                     splits[WALLS].append(frame)
-    for name, frames in splits.items():
-        kept = distinct(frames)
-        order = np.random.default_rng(2).permutation(len(kept))
-        splits[name] = sorted((kept[i] for i in order), key=lambda f: f.info["config_type"] != "isolated_atom")
     return splits
 
 
@@ -122,8 +120,8 @@ def extxyz(frame: Atoms) -> str:
     return "\n".join([str(len(frame)), " ".join(fields), *rows]) + "\n"
 
 
-def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
-    """Write the splits of these tasks from whatever is done, and what is in them into the JSON summary."""
+def write_files(splits: dict[str, list[Atoms]], out: Path, prefix: str, done: dict[str, str] | None = None) -> None:
+    """Write each file without near-duplicates, shuffled in a fixed order, and what is in it into the JSON summary."""
     out.mkdir(parents=True, exist_ok=True)
     packages = ("ase", "tblite", "rdkit", "numpy")
     about = out / f"{prefix.rstrip('_')}.json"
@@ -134,14 +132,16 @@ def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
         "seeds": "crc32 of the name of each task; order of the frames: 2; order of the tasks: 1; conformers: 7",
         "forbidden": FORBIDDEN,
     }
-    for name, frames in gather(tasks, work).items():
+    for name, found in splits.items():
+        kept = distinct(found)
+        order = np.random.default_rng(2).permutation(len(kept))
+        frames = sorted((kept[i] for i in order), key=lambda f: f.info["config_type"] != "isolated_atom")
         if not frames:
             continue
         with lzma.open(out / f"{prefix}{name}.extxyz.xz", "wt", preset=9 | lzma.PRESET_EXTREME) as file:
             file.writelines(extxyz(frame) for frame in frames)
-        done = [task.path(work).exists() for task in tasks if task.split == ("train" if name == WALLS else name)]
         summary[name] = {
-            "tasks": f"{sum(done)} done of {len(done)}",
+            **({"tasks": done[name]} if done else {}),
             "date": datetime.date.today().isoformat(),
             "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
             "frames": len(frames),
@@ -152,6 +152,15 @@ def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
         }
         print(name, len(frames), "frames,", summary[name]["mean_atoms"], "atoms on average")
     about.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
+    """Write the files of these tasks from whatever is done."""
+    done = {}
+    for name in (*FILES, WALLS):
+        theirs = [task.path(work).exists() for task in tasks if task.split == ("train" if name == WALLS else name)]
+        done[name] = f"{sum(theirs)} done of {len(theirs)}"
+    write_files(gather(tasks, work), out, prefix, done)
 
 
 def deviation(frame: Atoms) -> tuple[float, float]:
@@ -193,7 +202,7 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="only write the final files from what is done")
     parser.add_argument("--check", type=float, metavar="SHARE", help="only compute this share of the labels anew")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the final files")
-    parser.add_argument("--prefix", default="base_", help="start of the names of the final files")
+    parser.add_argument("--prefix", default=PREFIX, help="start of the names of the final files")
     options = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")
     if options.check:

@@ -94,7 +94,7 @@ def test_the_recipe_of_the_fast_model(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_recipe_of_the_accurate_model(model: Path, data: Path, tmp_path: Path) -> None:
-    """It goes on from a model and frames that its first lines make; with toys in place of theirs, the rest of it runs."""
+    """Its first lines make what it begins with; with toys in place of that, the rest of it runs."""
     recipe = Path("data/base_accurate.yaml")
     config = TrainConfig.load(recipe)
     first_lines = "".join(line for line in recipe.read_text().splitlines() if line.startswith("#"))
