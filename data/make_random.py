@@ -1,7 +1,7 @@
 """Random atoms on their way downhill, labelled with GFN2-xTB: where a model that knows only molecules may see holes.
 
-The structures are those of the model card's test, with other random numbers. A model relaxes them; some steps of each way
-are labelled, and all of them where it ends with atoms too close or forces that no structure has.
+The structures are those of the model card's test, with other random numbers. A model relaxes them; some steps of each
+way are labelled, and all of them where it ends with atoms too close or forces that no structure has.
 """
 
 from __future__ import annotations
