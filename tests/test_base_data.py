@@ -18,6 +18,9 @@ ELEMENTS = ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br"]
 SUMMARY = json.loads(Path("data/base.json").read_text())
 
 
+TRAINING = ("train", "more", "neighbours", "water", "random")  # files that base models train on
+
+
 def molecules(name: str) -> set[str]:
     """The molecules and radicals of a file that occur by themselves."""
     return {smiles for smiles in SUMMARY[name]["smiles"] if "." not in smiles}
@@ -35,8 +38,9 @@ def held_out(request: pytest.FixtureRequest) -> tuple[str, list[ase.Atoms]]:
 
 def test_molecules_are_in_one_file() -> None:
     """Neither alone nor as a part of a dimer or cluster is a held-out molecule in the training files."""
-    parts = {part for name in ("train", "more") for smiles in SUMMARY[name]["smiles"] for part in smiles.split(".")}
+    parts = {part for name in TRAINING for smiles in SUMMARY[name]["smiles"] for part in smiles.split(".")}
     assert not molecules("train") & molecules("more")
+    assert not (molecules("train") | molecules("more")) & molecules("neighbours")
     assert not molecules("valid") & molecules("test")
     assert not (molecules("valid") | molecules("test")) & parts
     assert not (groups("valid") | groups("test")) & groups("train")
@@ -48,7 +52,7 @@ def test_molecules_are_in_one_file() -> None:
 def test_what_fine_tuning_is_measured_on_is_left_out() -> None:
     forbidden = {*SUMMARY["forbidden"]}
     assert {"CCO", "CO", "NCC(=O)O", "O=CC=CO", "CC(=O)Oc1ccccc1C(=O)O"} <= forbidden
-    for name in ("train", "more", "valid", "test"):
+    for name in (*TRAINING, "valid", "test"):
         for smiles in SUMMARY[name]["smiles"]:
             assert not forbidden & set(smiles.split("."))
             assert smiles.split(".") != ["O"] * 6
@@ -66,12 +70,13 @@ def test_layout_of_the_training_file() -> None:
         assert abs(found - expected) < 4 * np.sqrt(expected)
 
 
-def test_further_molecules() -> None:
-    """The second training file has what its summary says."""
-    frames = read_frames("data/base_more.extxyz.xz")
-    assert len(frames) == SUMMARY["more"]["frames"]
-    assert {atoms.info["smiles"] for atoms in frames} == molecules("more")
-    assert {atoms.info["config_type"] for atoms in frames} == {*SUMMARY["more"]["config_types"]}
+@pytest.mark.parametrize("name", ["more", "neighbours", "water", "random"])
+def test_further_frames(name: str) -> None:
+    """The further training files have what their summaries say."""
+    frames = read_frames(f"data/base_{name}.extxyz.xz")
+    assert len(frames) == SUMMARY[name]["frames"]
+    assert {atoms.info["smiles"] for atoms in frames} == {*SUMMARY[name]["smiles"]}
+    assert {atoms.info["config_type"] for atoms in frames} == {*SUMMARY[name]["config_types"]}
 
 
 def test_frames_held_out(held_out: tuple[str, list[ase.Atoms]]) -> None:

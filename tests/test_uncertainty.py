@@ -200,7 +200,7 @@ def test_ase_still_works_with_deviations_in_the_results(committee: ForceField, t
         assert "energy_std" not in read.calc.results
     with ase.db.connect(tmp_path / "frames.db") as database:
         database.write(atoms, energy_std=atoms.calc.get_property("energy_std", atoms))
-    assert database.get(1).energy_std == atoms.calc.results["energy_std"]
+        assert database.get(1).energy_std == atoms.calc.results["energy_std"]
     for other in (copy.deepcopy(atoms.calc), pickle.loads(pickle.dumps(atoms.calc))):
         assert other.implemented_properties == atoms.calc.implemented_properties
         moved = atoms.copy()
