@@ -98,11 +98,11 @@ def gather(tasks: list[Task], work: Path) -> dict[str, list[Atoms]]:
 
 
 def extxyz(frame: Atoms) -> str:
-    """Return one frame as extended XYZ: positions and forces with five decimals, energy with eight."""
+    """Return one frame as extended XYZ: positions and forces with five decimals, energy with eight, cell with nine."""
     results, info = frame.calc.results, frame.info
     fields = []
     if frame.pbc.any():
-        fields.append('Lattice="' + " ".join(f"{x:.5f}" for x in frame.cell[:].ravel()) + '"')
+        fields.append('Lattice="' + " ".join(f"{x:.9f}" for x in frame.cell[:].ravel()) + '"')
     fields += ["Properties=species:S:1:pos:R:3:forces:R:3", f"config_type={info['config_type']}"]
     fields.append(f'smiles="{info["smiles"]}"')
     if "temperature" in info:
