@@ -157,14 +157,21 @@ def static_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
     yield from still_frames(*conformers(smiles, 2, fmax=0.02, steps=80), 3, rng)
 
 
+def moved_frames(relaxed: list[Atoms], mol: Chem.Mol, turns: int, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield so many turned bonds, and a stretched one."""
+    moved = [
+        (turned(jittered(relaxed, 0.03, rng), mol, rng.uniform(20.0, 340.0), rng), "torsion") for _ in range(turns)
+    ]
+    moved.append((stretched(jittered(relaxed, 0.03, rng), mol, rng.uniform(0.8, 1.4), rng, every=True), "stretched"))
+    yield from labelled(moved)
+
+
 def variant_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
     """Yield one conformer of a molecule, two modes per temperature, and a few turned and stretched bonds."""
     relaxed, mol = conformers(smiles, 1, fmax=0.02, steps=100)
     yield from labelled([(relaxed[0], "conformer")])
     yield from mode_frames(relaxed, 2, rng)
-    moved = [(turned(jittered(relaxed, 0.03, rng), mol, rng.uniform(20.0, 340.0), rng), "torsion") for _ in range(3)]
-    moved.append((stretched(jittered(relaxed, 0.03, rng), mol, rng.uniform(0.8, 1.4), rng, every=True), "stretched"))
-    yield from labelled(moved)
+    yield from moved_frames(relaxed, mol, 3, rng)
 
 
 def neighbour_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
@@ -173,9 +180,7 @@ def neighbour_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:
     yield from labelled([(relaxed[0], "conformer")])
     yield from mode_frames(relaxed, 1, rng)
     yield from dynamics(relaxed[0], float(rng.integers(300, 1001)), 2, rng, equilibrate=28, interval=12)
-    moved = [(turned(jittered(relaxed, 0.03, rng), mol, rng.uniform(20.0, 340.0), rng), "torsion")]
-    moved.append((stretched(jittered(relaxed, 0.03, rng), mol, rng.uniform(0.8, 1.4), rng, every=True), "stretched"))
-    yield from labelled(moved)
+    yield from moved_frames(relaxed, mol, 1, rng)
 
 
 def sample_frames(smiles: str, rng: np.random.Generator) -> Iterator[Atoms]:

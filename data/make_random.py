@@ -15,7 +15,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import Atoms
-from base_geometry import label
+from base_frames import labelled
 from base_molecules import ELEMENTS
 from card_motion import random_structures
 from card_parts import bonds
@@ -59,12 +59,9 @@ def wrong(atoms: Atoms) -> bool:
 def labels(way: list[Atoms], path: Path) -> str:
     """Label the geometries of a way into a checkpoint file."""
     begin = time.perf_counter()
-    found = []
-    for atoms in way:
-        frame = label(atoms, TYPE)
-        if frame is not None:
-            frame.info["smiles"] = ".".join(f"[{symbol}]" for symbol in sorted(atoms.get_chemical_symbols()))
-            found.append(frame)
+    found = list(labelled((atoms, TYPE) for atoms in way))
+    for frame in found:
+        frame.info["smiles"] = ".".join(f"[{symbol}]" for symbol in sorted(frame.get_chemical_symbols()))
     partial = path.with_suffix(".partial")
     ase.io.write(partial, found, format="extxyz") if found else partial.touch()
     partial.rename(path)
