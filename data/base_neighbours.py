@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import numpy as np
-from base_molecules import ELEMENTS, FORBIDDEN, MOLECULES, enumerated, split_of, tautomer
+from base_molecules import FORBIDDEN, MOLECULES, enumerated, split_of, tautomer
 from rdkit import Chem
 from rdkit.Chem import Descriptors
 
-NEIGHBOURS, LARGEST_START, LARGEST = 3000, 8, 8  # molecules, and heavy atoms of what is changed and what comes of it
+NEIGHBOURS, LARGEST = 3000, 8  # molecules, and heavy atoms of what is changed and of what comes of it
+RELATIVES, LARGEST_RELATIVE = 12000, 9  # the same of those that are further away
 RINGS = (3, 4, 5, 6)  # sizes that a new bond may close
 VALENCE = {"C": 4, "N": 3, "O": 2, "F": 1, "P": 3, "S": 2, "Cl": 1, "Br": 1}
 SHARES = {"C": 6.0, "N": 5.0, "O": 5.0, "F": 2.0, "P": 1.0, "S": 2.5, "Cl": 1.5, "Br": 1.0}  # of new atoms
@@ -97,18 +98,18 @@ CHANGES: tuple[Callable[[Chem.RWMol, np.random.Generator], None], ...] = (
 )
 
 
-def changed(smiles: str, rng: np.random.Generator) -> Chem.Mol | None:
-    """One or two random changes of a molecule; None where what comes of them is no molecule or too strained."""
+def changed(smiles: str, most: int, largest: int, rng: np.random.Generator) -> Chem.Mol | None:
+    """One to `most` random changes of a molecule; None where what comes of them is no molecule or too strained."""
     mol = Chem.RWMol(Chem.MolFromSmiles(smiles))
     Chem.RemoveStereochemistry(mol)
     Chem.Kekulize(mol, clearAromaticFlags=True)
-    for _ in range(rng.integers(1, 3)):
+    for _ in range(rng.integers(1, most + 1)):
         CHANGES[rng.integers(len(CHANGES))](mol, rng)
         if Chem.SanitizeMol(mol, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
             return None
         Chem.Kekulize(mol, clearAromaticFlags=True)
     result = Chem.MolFromSmiles(Chem.MolToSmiles(mol))
-    if result is None or "." in Chem.MolToSmiles(result) or not 2 <= result.GetNumHeavyAtoms() <= LARGEST:
+    if result is None or "." in Chem.MolToSmiles(result) or not 2 <= result.GetNumHeavyAtoms() <= largest:
         return None
     if any(result.HasSubstructMatch(pattern) for pattern in (STRAINED, HYPERVALENT, CROWDED)):
         return None
@@ -119,23 +120,43 @@ def changed(smiles: str, rng: np.random.Generator) -> Chem.Mol | None:
     return result
 
 
-@cache
-def neighbours() -> tuple[str, ...]:
-    """Return new molecules changed from the listed ones of the training file, none held out, forbidden or known."""
-    rng = np.random.default_rng(23)
-    starts = [smiles for smiles in MOLECULES if split_of(smiles) == "train" and Chem.MolFromSmiles(smiles)]
-    starts = [smiles for smiles in starts if 2 <= Chem.MolFromSmiles(smiles).GetNumHeavyAtoms() <= LARGEST_START]
-    known = {tautomer(Chem.MolFromSmiles(smiles)) for smiles in (*MOLECULES, *FORBIDDEN, *enumerated())}
+def unknown(
+    starts: Iterable[str], known: Iterable[str], count: int, most: int, largest: int, seed: int
+) -> tuple[str, ...]:
+    """So many new molecules changed from the starts, none a tautomer of a known one or of another."""
+    rng = np.random.default_rng(seed)
+    starts = [smiles for smiles in starts if 2 <= Chem.MolFromSmiles(smiles).GetNumHeavyAtoms() <= largest]
+    forms = {tautomer(Chem.MolFromSmiles(smiles)) for smiles in known}
     seen: set[str] = set()
     found: list[str] = []
-    while len(found) < NEIGHBOURS:
-        mol = changed(starts[rng.integers(len(starts))], rng)
+    while len(found) < count:
+        mol = changed(starts[rng.integers(len(starts))], most, largest, rng)
         name = mol and Chem.MolToSmiles(mol)
         if name is None or name in seen:
             continue
         seen.add(name)
         form = tautomer(mol)
-        if form not in known and {atom.GetSymbol() for atom in mol.GetAtoms()} <= {*ELEMENTS}:
-            known.add(form)
+        if form not in forms:
+            forms.add(form)
             found.append(name)
     return tuple(found)
+
+
+def listed() -> list[str]:
+    """The listed molecules of the training file."""
+    return [smiles for smiles in MOLECULES if split_of(smiles) == "train"]
+
+
+@cache
+def neighbours() -> tuple[str, ...]:
+    """Return molecules one or two changes away from the listed ones, none held out, forbidden or known."""
+    known = (*MOLECULES, *FORBIDDEN, *enumerated())
+    return unknown(listed(), known, NEIGHBOURS, most=2, largest=LARGEST, seed=23)
+
+
+@cache
+def relatives() -> tuple[str, ...]:
+    """Return molecules up to three changes away from the listed and enumerated ones and from the neighbours."""
+    known = (*MOLECULES, *FORBIDDEN, *enumerated(), *neighbours())
+    starts = (*listed(), *enumerated(), *neighbours())
+    return unknown(starts, known, RELATIVES, most=3, largest=LARGEST_RELATIVE, seed=29)

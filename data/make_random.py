@@ -7,19 +7,15 @@ way are labelled, and all of them where it ends with atoms too close or forces t
 from __future__ import annotations
 
 import argparse
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-import ase.io
 import numpy as np
 from ase import Atoms
-from base_frames import labelled
 from base_molecules import ELEMENTS
 from card_motion import random_structures
 from card_parts import bonds
 from make_base import PREFIX, write_files
+from walked import Walk, label_walks, labelled_walks
 
 from ase_mlip import ForceField, relax
 
@@ -37,6 +33,7 @@ def ways(model: str, count: int, seed: int, work: Path) -> list[list[Atoms]]:
     frames = random_structures(numbers, count, seed=seed)
     frames = [atoms for atoms in frames if not atoms.pbc.any() or atoms.cell.lengths().min() >= SMALLEST_CELL]
     for atoms in frames:
+        atoms.info["config_type"] = TYPE
         if not atoms.pbc.any():
             atoms.cell = None
     walked = [[] for _ in frames]
@@ -56,18 +53,6 @@ def wrong(atoms: Atoms) -> bool:
     return bool(bonds(atoms, 1.0)[3].min(initial=1.0) < TOO_CLOSE or steepest > STEEP)
 
 
-def labels(way: list[Atoms], path: Path) -> str:
-    """Label the geometries of a way into a checkpoint file."""
-    begin = time.perf_counter()
-    found = list(labelled((atoms, TYPE) for atoms in way))
-    for frame in found:
-        frame.info["smiles"] = ".".join(f"[{symbol}]" for symbol in sorted(frame.get_chemical_symbols()))
-    partial = path.with_suffix(".partial")
-    ase.io.write(partial, found, format="extxyz") if found else partial.touch()
-    partial.rename(path)
-    return f"{path.stem}: {len(found)} of {len(way)} frames, {time.perf_counter() - begin:.1f} s"
-
-
 def main() -> None:
     """Walk, label what is not yet labelled, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,23 +66,17 @@ def main() -> None:
     if min(options.seeds) < LEAST_SEED:
         parser.error(f"--seeds {min(options.seeds)}: the model card tests the structures of seed 0")
     options.work.mkdir(parents=True, exist_ok=True)
+    walks = []
     for seed in options.seeds:
         found = ways(options.model, options.structures, seed, options.work)
         print(
             f"seed {seed}: {sum(len(way) == len(STAGES) for way in found)} of {len(found)} ways are wrong", flush=True
         )
-        paths = [options.work / f"random_{seed}_{number:04d}.extxyz" for number in range(len(found))]
-        todo = [pair for pair in zip(found, paths, strict=True) if not pair[1].exists()]
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            for number, line in enumerate(pool.map(labels, *zip(*todo, strict=True)) if todo else [], 1):
-                print(f"{number}/{len(todo)} {line}", flush=True)
-    frames = [
-        frame
-        for path in sorted(options.work.glob("random_*.extxyz"))
-        if path.stat().st_size
-        for frame in ase.io.iread(path, index=":")
-    ]
-    write_files({TYPE: frames}, options.out, PREFIX)
+        for number, way in enumerate(found):
+            smiles = ".".join(f"[{symbol}]" for symbol in sorted(way[0].get_chemical_symbols()))
+            walks.append(Walk(options.work / f"random_{seed}_{number:04d}.extxyz", smiles, way))
+    label_walks(walks, options.jobs)
+    write_files({TYPE: labelled_walks(options.work, "random_*.extxyz")}, options.out, PREFIX)
 
 
 if __name__ == "__main__":
