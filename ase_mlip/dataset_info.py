@@ -8,6 +8,7 @@ from typing import Any
 
 from ase.data import atomic_numbers, chemical_symbols
 
+from ase_mlip.bounds import Bounds, centred
 from ase_mlip.repulsion import Repulsion
 
 
@@ -24,6 +25,9 @@ class Head:
         shift: eV per atom.
         repulsion: how often the dataset's pair repulsion counts in this head.
         unknown: atomic numbers that the head has never been trained on, among those of `DatasetInfo.elements`.
+        bounds: per element, lowest and highest energy, eV, between which the network's share of an atom
+            (`scale * readout_i + shift`) is taken as it is, see `bounded_energies`; None for an element without bounds,
+            or for a head without any.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Head:
     shift: float = 0.0
     repulsion: float = 0.0
     unknown: tuple[int, ...] = field(default=(), compare=False)
+    bounds: Bounds | None = None
 
 
 def unknown_to_all(heads: Iterable[Head]) -> tuple[int, ...]:
@@ -81,6 +86,13 @@ class DatasetInfo:
                     f"head {head.name!r} has {len(head.atomic_energies)} atomic energies for "
                     f"{len(self.elements)} elements: give one for each"
                 )
+            if head.bounds is not None and (
+                len(head.bounds) != len(self.elements) or any(pair and not pair[0] < pair[1] for pair in head.bounds)
+            ):
+                raise ValueError(
+                    f"head {head.name!r} has the bounds {head.bounds}: give for each of the {len(self.elements)} "
+                    "elements a lower and a higher energy, or None"
+                )
 
     @classmethod
     def create(
@@ -104,11 +116,14 @@ class DatasetInfo:
         return tuple(chemical_symbols[z] for z in self.elements)
 
     def head(self, name: str) -> Head:
-        """The head's constants; zero E0 and shift, and the first head's scale, for a head that has none yet."""
+        """The head's constants; zero E0 and shift, and the first head's scale, for a head that has none yet.
+
+        If the first head has bounds, a new one differs from zero no more than the first one's atoms among each other.
+        """
         for head in self.heads:
             if head.name == name:
                 return head
-        return Head(name, (0.0,) * len(self.elements), self.heads[0].scale, 0.0)
+        return Head(name, (0.0,) * len(self.elements), self.heads[0].scale, bounds=centred(self.heads[0].bounds))
 
     def with_heads(self, heads: Iterable[Head]) -> DatasetInfo:
         """The same constants with other heads."""
@@ -130,7 +145,8 @@ class DatasetInfo:
         for head in self.heads:
             unknown = tuple(z for z in kept if z in head.unknown or z not in self.elements)
             energies = tuple(head.atomic_energies[i] for i in places)
-            heads.append(replace(head, atomic_energies=energies, unknown=unknown))
+            bounds = None if head.bounds is None else tuple(head.bounds[i] for i in places)
+            heads.append(replace(head, atomic_energies=energies, unknown=unknown, bounds=bounds))
         return replace(self, elements=kept, heads=tuple(heads))
 
     def places(self, elements: Iterable[int], like: Mapping[int, int] | None = None) -> list[int]:
@@ -152,8 +168,7 @@ class DatasetInfo:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DatasetInfo:
         """The inverse of `to_dict`."""
-        lists = ("atomic_energies", "unknown")
-        plain: list[dict[str, Any]] = [{k: tuple(v) if k in lists else v for k, v in h.items()} for h in data["heads"]]
+        plain: list[dict[str, Any]] = [{k: _tuples(v) for k, v in head.items()} for head in data["heads"]]
         heads = tuple(Head(**values) for values in plain)
         repulsion = data.get("repulsion")
         return cls(
@@ -163,3 +178,8 @@ class DatasetInfo:
             heads,
             None if repulsion is None else Repulsion(**repulsion),
         )
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, those inside of others too, as tuples; anything else as it is."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

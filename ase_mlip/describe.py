@@ -17,6 +17,7 @@ TITLES = {
     "name": "name", "training_data": "training data", "source_file": "source file", "source_sha256": "source SHA-256",
     "source_package": "source package", "cite": "cite",
 }  # fmt: skip
+BOUNDED = "an atom's energy levels off below, and rises slower above, what the network said of its training data"
 ELSEWHERE = {"note", "licence", "licence_text", "fine_tuning", "training", "architecture"}
 
 
@@ -43,6 +44,7 @@ def describe(force_field: ForceField, path: str | os.PathLike[str]) -> dict[str,
         "elements": f"{len(symbols)}: {' '.join(symbols)}",
         "cutoff": f"{force_field.cutoff:g} Angstrom",
         "repulsion": str(repulsion or "none"),
+        "bounds": "none" if force_field.predictor.bounds is None else BOUNDED,
         "runs on": describe_path(network),
     }
     rows |= _levels(force_field)

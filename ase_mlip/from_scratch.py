@@ -14,6 +14,7 @@ import ase
 import numpy as np
 
 from ase_mlip.batches import Batches
+from ase_mlip.bounds import fitted_bounds, without_bounds
 from ase_mlip.cache import keep_compiled
 from ase_mlip.config import TrainConfig
 from ase_mlip.dataset import LabelKeys, Source, make_examples, read_labels
@@ -125,7 +126,7 @@ def train_from_scratch(
     steps = max(1, settings.epochs * per_epoch)
     level = list(start.levels)[-1]
     result = train(
-        start,
+        without_bounds(start),
         examples,
         [Validation(level, valid_examples)],
         make_optimizer(config.learning_rate, config.clip, steps, schedule=config.schedule, optimizer=config.optimizer),
@@ -134,7 +135,8 @@ def train_from_scratch(
         identity=f"{config.optimizer}, learning rate {config.learning_rate} {config.schedule}, clip {config.clip}",
         log=log,
     )
-    result = replace(result, force_field=_signed(result, config, len(frames)))
+    bounded = fitted_bounds(result.force_field, Batches(examples, settings.batch_size, settings.max_shapes), start)
+    result = replace(result, force_field=_signed(bounded, result, config, len(frames)))
     if config.output is not None:
         errors = evaluate(result.force_field, Batches(valid_examples, settings.batch_size))
         path = write_results(Path(config.output), result.force_field, result.history, errors)
@@ -171,14 +173,14 @@ def _start(config: TrainConfig, frames: Sequence[ase.Atoms], log: Log) -> ForceF
     return start
 
 
-def _signed(result: TrainResult, config: TrainConfig, frames: int) -> ForceField:
+def _signed(force_field: ForceField, result: TrainResult, config: TrainConfig, frames: int) -> ForceField:
     """The trained force field, which says how it was trained: one round more if it went on from another."""
-    provenance = dict(result.force_field.provenance)
+    provenance = dict(force_field.provenance)
     this = {"frames": frames, "kept_epoch": result.best["epoch"], **_described(config)}
     source = str(config.to_dict()["train"])
     provenance |= {"training_data": Path(source).name, "training": [*provenance.get("training", []), this]}
     provenance |= {key: value for key in ("name", "licence") if (value := getattr(config, key)) is not None}
-    return replace(result.force_field, provenance=provenance)
+    return replace(force_field, provenance=provenance)
 
 
 def _described(config: TrainConfig) -> dict[str, Any]:

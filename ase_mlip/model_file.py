@@ -26,7 +26,7 @@ from ase_mlip.networks.mace import Mace
 from ase_mlip.networks.nequip import Nequip
 from ase_mlip.predictor import Network, Params, Predictor
 
-FORMAT_VERSION = 2  # 2 added committees; a file without any is still written as 1
+FORMAT_VERSION = 3  # 2 added committees, 3 bounds; a file has the version of what is in it
 ARCHITECTURES: dict[str, Any] = {"Mace": Mace, "Nequip": Nequip}
 _KEY = "ase_mlip"
 MAX_HEADER = 100_000_000  # bytes
@@ -55,7 +55,7 @@ def save_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     """Write a model file; an existing one is replaced only when the new one is complete."""
     tensors = {"/".join(k): np.asarray(v, order="C") for k, v in flatten_dict(dict(model.params)).items()}
     description = {
-        "format_version": 2 if model.predictor.committees else 1,
+        "format_version": 3 if model.predictor.bounds is not None else 2 if model.predictor.committees else 1,
         "architecture": type(model.predictor.network).__name__,
         "config": asdict(model.predictor.network.config),
         "dataset_info": model.predictor.network.dataset_info.to_dict(),

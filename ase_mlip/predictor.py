@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ase_mlip.bounds import bounded_energies
 from ase_mlip.dataset_info import DatasetInfo, Head, unknown_to_all
 from ase_mlip.graph import Graph
 from ase_mlip.repulsion import floored_vectors, repulsion_energies, touching_distances
@@ -102,6 +103,15 @@ class Predictor:
         """E0 of each head and element, [heads, elements] eV."""
         return np.array([head.atomic_energies for head in self.heads])
 
+    @cached_property
+    def bounds(self) -> np.ndarray | None:
+        """Bounds of each element and head, [elements, heads, 2] eV, infinite where there are none; None if none has."""
+        if all(head.bounds is None for head in self.heads):
+            return None
+        free, count = (-np.inf, np.inf), len(self.network.dataset_info.elements)
+        rows = [[pair or free for pair in head.bounds or (None,) * count] for head in self.heads]
+        return np.array(rows).swapaxes(0, 1)
+
     def head_weights(self, level: str | None = None) -> np.ndarray:
         """Weights [heads] that make a level (default: the newest): one for heads it sums, 1 / k in a committee of k.
 
@@ -179,24 +189,40 @@ class Predictor:
         with jax.default_matmul_precision("float32"):
             return self._interaction(params, graph, per_head, matmul_precision)
 
-    def _interaction(self, params: Params, graph: Graph, per_head: bool, matmul_precision: str) -> Prediction:
+    def network_energies(self, params: Params, graph: Graph) -> jax.Array:
+        """The network's share of each atom's energy per head, [nodes, heads] eV, without bounds, repulsion or E0."""
         graph = jax.tree.map(jnp.asarray, graph)
-        info, dtype = self.network.dataset_info, graph.positions.dtype
+        with jax.default_matmul_precision("float32"):
+            return self._shares(params, graph, graph.vectors(self.network.dataset_info.cutoff), "float32")[0]
+
+    def _shares(
+        self, params: Params, graph: Graph, vectors: jax.Array, matmul_precision: str
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the network and the pair repulsion give each atom, both [nodes, heads] eV or of a shape like it."""
+        info, dtype = self.network.dataset_info, vectors.dtype
+        seen, repelled = vectors, jnp.zeros((), dtype)
+        if info.repulsion is not None:
+            pair = (np.array(info.elements), graph.species, graph.neighbors)
+            distances, touching = jnp.linalg.norm(vectors, axis=-1), touching_distances(*pair, dtype)
+            seen = floored_vectors(info.repulsion, vectors, distances, touching)
+            pairs = repulsion_energies(info.repulsion, distances, touching, info.cutoff, *pair)
+            repelled = pairs[:, None] * jnp.asarray([head.repulsion for head in self.heads], dtype)
+        with jax.default_matmul_precision(matmul_precision):
+            network = self.network.apply({"params": params}, seen, graph)
         scale = jnp.asarray([head.scale for head in self.heads], dtype)
         shift = jnp.asarray([head.shift for head in self.heads], dtype)
+        return network * scale + shift, repelled
+
+    def _interaction(self, params: Params, graph: Graph, per_head: bool, matmul_precision: str) -> Prediction:
+        graph = jax.tree.map(jnp.asarray, graph)
+        info, dtype, bounds = self.network.dataset_info, graph.positions.dtype, self.bounds
         node_weights = graph.head_weights.at[graph.node_graph].get(mode="fill", fill_value=0.0)
 
         def total(vectors: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            seen, repelled = vectors, jnp.zeros((), dtype)
-            if info.repulsion is not None:
-                pair = (np.array(info.elements), graph.species, graph.neighbors)
-                distances, touching = jnp.linalg.norm(vectors, axis=-1), touching_distances(*pair, dtype)
-                seen = floored_vectors(info.repulsion, vectors, distances, touching)
-                pairs = repulsion_energies(info.repulsion, distances, touching, info.cutoff, *pair)
-                repelled = pairs[:, None] * jnp.asarray([head.repulsion for head in self.heads], dtype)
-            with jax.default_matmul_precision(matmul_precision):
-                network = self.network.apply({"params": params}, seen, graph)
-            per_node = network * scale + shift + repelled
+            energies, repelled = self._shares(params, graph, vectors, matmul_precision)
+            if bounds is not None:
+                energies = bounded_energies(energies, jnp.asarray(bounds, dtype)[graph.species])
+            per_node = energies + repelled
             nodes = jnp.sum(per_node * node_weights, axis=-1)
             return jnp.sum(nodes), (nodes, per_node)
 

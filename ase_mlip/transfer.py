@@ -217,5 +217,6 @@ def _restore_heads(tuned: ForceField, base: ForceField) -> list[Head]:
         summed = next(names for names in tuned.levels.values() if head.name in names)
         below = unknown_to_all(known[name] for name in summed if name in known)
         unseen = (z for z in below if z not in tuned.elements)
-        heads.append(replace(head, atomic_energies=spread, unknown=(*head.unknown, *unseen)))
+        bounds = base.dataset_info.head(head.name).bounds
+        heads.append(replace(head, atomic_energies=spread, unknown=(*head.unknown, *unseen), bounds=bounds))
     return heads
