@@ -78,7 +78,7 @@ def test_description_survives(model: ForceField, path: Path) -> None:
     assert asdict(loaded.dataset_info) == asdict(model.dataset_info)
     assert asdict(loaded.dataset_info.heads[1]) == {
         "name": "delta", "atomic_energies": (0.1, -1 / 3), "scale": 0.7, "shift": 1e-17, "repulsion": 0.0,
-        "unknown": (8,),
+        "unknown": (8,), "bounds": None,
     }  # fmt: skip
     assert loaded.predictor.network.config == model.predictor.network.config
     assert loaded.provenance == PROVENANCE
