@@ -18,7 +18,7 @@ ELEMENTS = ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br"]
 SUMMARY = json.loads(Path("data/base.json").read_text())
 
 
-TRAINING = ("train", "more", "neighbours", "water", "random")  # files that base models train on
+TRAINING = ("train", "more", "neighbours", "water", "random", "relatives")  # files that base models train on
 
 
 def molecules(name: str) -> set[str]:
@@ -41,6 +41,7 @@ def test_molecules_are_in_one_file() -> None:
     parts = {part for name in TRAINING for smiles in SUMMARY[name]["smiles"] for part in smiles.split(".")}
     assert not molecules("train") & molecules("more")
     assert not (molecules("train") | molecules("more")) & molecules("neighbours")
+    assert not (molecules("train") | molecules("more") | molecules("neighbours")) & molecules("relatives")
     assert not molecules("valid") & molecules("test")
     assert not (molecules("valid") | molecules("test")) & parts
     assert not (groups("valid") | groups("test")) & groups("train")
@@ -70,7 +71,7 @@ def test_layout_of_the_training_file() -> None:
         assert abs(found - expected) < 4 * np.sqrt(expected)
 
 
-@pytest.mark.parametrize("name", ["more", "neighbours", "water", "random"])
+@pytest.mark.parametrize("name", [*TRAINING[1:]])
 def test_further_frames(name: str) -> None:
     """The further training files have what their summaries say."""
     frames = read_frames(f"data/base_{name}.extxyz.xz")
