@@ -17,7 +17,8 @@ from ase_mlip.stability import nve_drift
 
 BROKEN, TOO_CLOSE = 1.5, 0.5  # times the sum of the covalent radii
 START = 0.4  # the same, at least, in the random structures before they are relaxed
-RECORD_EVERY, TIMESTEP = 100, 0.5  # steps; fs
+TIMESTEP = {"nvt": 1.0, "nve": 0.5}  # fs
+RECORD_EVERY = 50  # steps of dynamics at constant temperature
 
 
 def random_structures(elements: Sequence[int], count: int, seed: int = 0) -> list[Atoms]:
@@ -89,8 +90,8 @@ def constant_temperature(
     force_field: ForceField, starts: Mapping[str, Atoms], kelvin: float, ps: float, folder: Path
 ) -> dict[str, Row]:
     """Langevin dynamics of each structure: how long its bonds hold. Goes on where it was stopped."""
-    steps = round(1e3 * ps / TIMESTEP)
-    options: Any = {"temperature": kelvin, "timestep": TIMESTEP, "record_every": RECORD_EVERY, "folder": folder}
+    steps = round(1e3 * ps / TIMESTEP["nvt"])
+    options: Any = {"temperature": kelvin, "timestep": TIMESTEP["nvt"], "record_every": RECORD_EVERY, "folder": folder}
     result = run_dynamics(force_field, list(starts.values()), steps, **options)
     rows = {}
     for (name, start), frames, done, problem in zip(
@@ -99,10 +100,10 @@ def constant_temperature(
         index, bond = torn(start, frames)
         late = [frames[i].get_temperature() for i in range(len(frames) // 5, len(frames))]
         rows[name] = {
-            "ps": float(1e-3 * TIMESTEP * done),
+            "ps": float(1e-3 * TIMESTEP["nvt"] * done),
             "problem": problem,
             "broken": bond,
-            "broken_ps": None if index is None else 1e-3 * TIMESTEP * frames[index].info["step"],
+            "broken_ps": None if index is None else 1e-3 * TIMESTEP["nvt"] * frames[index].info["step"],
             "kelvin": float(np.mean(late)) if late else None,
         }
     return rows
@@ -112,7 +113,7 @@ def constant_energy(force_field: ForceField, starts: Mapping[str, Atoms], ps: fl
     """Drift of the total energy at 300 K, meV/atom/ps, and its scatter around the line, meV/atom."""
     rows = {}
     for name, start in starts.items():
-        result = nve_drift(force_field, start, temperature=300.0, picoseconds=ps, timestep=TIMESTEP)
+        result = nve_drift(force_field, start, temperature=300.0, picoseconds=ps, timestep=TIMESTEP["nve"])
         change = 1e3 * (result.energy - result.energy[0])
         line = np.polyval(np.polyfit(result.times, change, 1), result.times) if len(change) > 1 else change
         every = max(len(change) // 100, 1)
