@@ -20,7 +20,7 @@ STRAINED = {
     *("scaled", "shaken", "stretched"),
 }
 SHARE = 0.4
-SOURCES = ("train", "more", "neighbours", "water", "random", "relatives")
+SOURCES = ("train", "more", "neighbours", "water", "random", "relatives", "heaps")
 
 
 def read(name: str) -> list[Atoms]:
