@@ -1,4 +1,4 @@
-"""Frames of many molecules and heaps of water, few of each, where the fast model went, labelled with GFN2-xTB.
+"""Frames of many molecules, and of water in heaps and boxes, where the fast model went, labelled with GFN2-xTB.
 
 An energy that is wrong for a whole molecule is not mended by more of its frames, but by more molecules. Geometries are
 the model's, which costs less than the labels: what a start relaxes to, and frames of a short dynamics from there.
@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 from ase import Atoms
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-from base_geometry import assemble
+from base_geometry import assemble, crystal_ice, packed_box
 from base_molecules import check_names
 from base_neighbours import relatives
 from make_base import PREFIX, write_files
@@ -29,6 +29,7 @@ FMAX, STEPS = 0.2, 60  # eV/Angstrom and steps of relaxing, at most
 TIMESTEP, FRICTION = 0.8, 0.02  # fs, 1/fs
 HEAPS = 240  # of each size
 SIZES = (2, 3, 4, 7, 8, 9, 10)  # molecules of water: none of six, or of five, which are a test
+BOXES = (("box", 8, 60), ("box", 16, 15), ("ice", 8, 25))  # kind, molecules of water, number
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,16 @@ class Kind:
         kelvin: temperatures; each start gets one of them.
         frames: of the dynamics, besides the relaxed geometry.
         every: steps between them.
-        resting, moving: `config_type` of the relaxed geometry and of the dynamics.
+        resting: `config_type` of the relaxed geometry, by default that of the start.
+        moving: the same of the dynamics.
     """
 
     starts: Callable[[], list[tuple[str, Atoms]]]
     kelvin: tuple[int, ...]
     frames: int
     every: int
-    resting: str
-    moving: str
+    resting: str | None = None
+    moving: str | None = None
 
 
 def embedded() -> list[tuple[str, Atoms]]:
@@ -77,9 +79,25 @@ def heaps() -> list[tuple[str, Atoms]]:
     return found
 
 
+def boxes() -> list[tuple[str, Atoms]]:
+    """Periodic boxes of water of random densities, and cubic ice of random constants and proton orders."""
+    found = []
+    for kind, size, count in BOXES:
+        for number in range(count):
+            rng = np.random.default_rng(crc32(f"{kind} {size} {number}".encode()))
+            if kind == "ice":
+                box = crystal_ice(round(rng.uniform(6.05, 6.55), 3), rng)
+            else:
+                box = packed_box("O", size, rng.uniform(0.8, 1.15), rng)
+            box.info["config_type"] = kind
+            found.append((".".join(["O"] * size), box))
+    return [found[place] for place in np.random.default_rng(3).permutation(len(found))]
+
+
 KINDS = {
     "relatives": Kind(embedded, (300, 500, 700, 1000), 2, 50, "conformer", "md"),
     "heaps": Kind(heaps, (150, 250, 350, 500), 3, 125, "cluster", "cluster_md"),
+    "boxes": Kind(boxes, (200, 300, 450, 700), 3, 125),
 }
 
 
@@ -108,10 +126,12 @@ def walk(model: str, name: str, starts: list[tuple[str, Atoms]], kelvin: int, wo
         folder=work / f"{name}_{kelvin}_moved",
     ).trajectories
     walks = []
-    for number, ((smiles, _), rest, frames) in enumerate(zip(starts, still, trajectories, strict=True)):
-        geometries = [Atoms(rest.numbers, rest.positions, info={"config_type": kind.resting})]
-        info = {"config_type": kind.moving, "temperature": float(kelvin)}
-        geometries += [Atoms(rest.numbers, atoms.positions, info=info) for atoms in list(frames)[1:]]
+    for number, ((smiles, start), rest, frames) in enumerate(zip(starts, still, trajectories, strict=True)):
+        own = start.info.get("config_type")
+        geometries = [atoms.copy() for atoms in (rest, *list(frames)[1:])]
+        for place, atoms in enumerate(geometries):
+            moved = {"config_type": kind.moving or own, "temperature": float(kelvin)}
+            atoms.info = moved if place else {"config_type": kind.resting or own}
         walks.append(Walk(work / f"{name}_{kelvin}_{number:05d}.extxyz", smiles, geometries))
     return walks
 

@@ -18,7 +18,8 @@ ELEMENTS = ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br"]
 SUMMARY = json.loads(Path("data/base.json").read_text())
 
 
-TRAINING = ("train", "more", "neighbours", "water", "random", "relatives", "heaps")  # files that base models train on
+# Files that base models train on.
+TRAINING = ("train", "more", "neighbours", "water", "random", "relatives", "heaps", "boxes")
 
 
 def molecules(name: str) -> set[str]:
