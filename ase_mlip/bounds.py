@@ -57,18 +57,17 @@ def without_bounds(force_field: ForceField) -> ForceField:
 def fitted_bounds(force_field: ForceField, batches: Batches, before: ForceField) -> ForceField:
     """The force field with bounds around all that its network says of the atoms of these structures.
 
-    They are also around those that the force field had `before` training. Only heads with a pair repulsion get bounds,
-    and an element that is in no structure gets no others than before.
+    They are also around those that the force field had `before` training. Only heads with a pair repulsion get new
+    bounds; other heads, and an element that is in no structure, have those of before.
     """
     from ase_mlip.reference_energies import with_heads
 
     predictor = force_field.predictor.with_kernels()
-    if not any(head.repulsion for head in predictor.heads):
-        return force_field
+    wanted = any(head.repulsion for head in predictor.heads)
     shape = (len(force_field.elements), len(predictor.heads))
     lowest, highest = np.full(shape, np.inf), np.full(shape, -np.inf)
     energies, params = jax.jit(predictor.network_energies), force_field.cast_params("float32")
-    for example in batches.epoch(None):
+    for example in batches.epoch(None) if wanted else ():
         graph = example.graph.astype("float32")
         real = np.asarray(graph.node_graph) < graph.num_graphs
         values, species = np.asarray(energies(params, graph))[real], np.asarray(graph.species)[real]
@@ -78,7 +77,7 @@ def fitted_bounds(force_field: ForceField, batches: Batches, before: ForceField)
     for place, (head, old) in enumerate(zip(force_field.predictor.heads, before.predictor.heads, strict=True)):
         found = zip(lowest[:, place], highest[:, place], old.bounds or (None,) * len(old.atomic_energies), strict=True)
         bounds = tuple(_around(*each) for each in found)
-        heads.append(replace(head, bounds=bounds) if head.repulsion else head)
+        heads.append(replace(head, bounds=bounds if head.repulsion else old.bounds))
     return with_heads(force_field, heads)
 
 

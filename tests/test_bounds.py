@@ -164,3 +164,10 @@ def test_training_with_a_repulsion_bounds_what_it_has_seen(tmp_path: Path) -> No
     more = train_from_scratch(frames[:2], frames[:2], start=model, epochs=1, log=lambda line: None).force_field
     assert (more.predictor.bounds[..., 0] <= bounds[..., 0]).all()
     assert (more.predictor.bounds[..., 1] >= bounds[..., 1]).all()
+
+
+def test_going_on_keeps_the_bounds_of_heads_without_a_repulsion() -> None:
+    frames = toy_frames(4)
+    grown, _ = add_heads(narrowed(toy_force_field(), crowd()), ["new"])
+    more = train_from_scratch(frames, frames[:2], start=grown, epochs=1, log=lambda line: None).force_field
+    assert [head.bounds for head in more.predictor.heads] == [head.bounds for head in grown.predictor.heads]
