@@ -103,7 +103,7 @@ class FineTuneConfig(Labelled):
     stress_key: Annotated[str | None, "key of the stress in info; None: the attached calculator's"] = None
     skip_bad_frames: Annotated[bool, "leave out frames with labels that cannot be true, instead of stopping"] = False
     accept_units: Annotated[bool, "train although other units or signs fit the labels much better"] = False
-    energy_weight: Annotated[float, "loss weight of energies per atom; 0 trains without them"] = 100.0
+    energy_weight: Annotated[float, "loss weight of energies per atom; 0 trains without them"] = 10.0
     forces_weight: Annotated[float, "loss weight of forces; 0 trains without them"] = 1.0
     stress_weight: Annotated[float, "loss weight of stresses; 0 trains without them"] = 0.0
     huber_delta: Annotated[float, "errors beyond it count linearly, eV units"] = 1.0
@@ -206,7 +206,7 @@ class TrainConfig(Labelled):
     forces_key: Annotated[str | None, "key of the forces in arrays; None: the attached calculator's"] = None
     stress_key: Annotated[str | None, "key of the stress in info; None: the attached calculator's"] = None
     skip_bad_frames: Annotated[bool, "leave out frames with labels that cannot be true, instead of stopping"] = False
-    energy_weight: Annotated[float, "loss weight of energies per atom; 0 trains without them"] = 100.0
+    energy_weight: Annotated[float, "loss weight of energies per atom; 0 trains without them"] = 10.0
     forces_weight: Annotated[float, "loss weight of forces; 0 trains without them"] = 1.0
     stress_weight: Annotated[float, "loss weight of stresses; 0 trains without them"] = 0.0
     huber_delta: Annotated[float, "errors beyond it count linearly, eV units"] = 1.0

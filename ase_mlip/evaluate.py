@@ -33,7 +33,7 @@ class LossWeights:
     An error beyond `huber_delta`, in the same units, counts linearly instead of squared.
     """
 
-    energy: float = 100.0
+    energy: float = 10.0
     forces: float = 1.0
     stress: float = 0.0
     huber_delta: float = 1.0

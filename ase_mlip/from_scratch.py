@@ -184,9 +184,10 @@ def _signed(force_field: ForceField, result: TrainResult, config: TrainConfig, f
 
 
 def _described(config: TrainConfig) -> dict[str, Any]:
-    """The options, but for those that say where the result goes and how long it may take."""
+    """The options, but for those that say where the result goes and how long it may take, or are not in use."""
     plain = {**config.to_dict(), "start": None if config.start is None else _name_of(config.start)}
-    return {name: value for name, value in plain.items() if name not in ("output", "folder", "max_minutes")}
+    unused = () if config.start is None else (*config.SHAPE, *config.CONSTANTS)  # the model that it names has its own
+    return {name: value for name, value in plain.items() if name not in ("output", "folder", "max_minutes", *unused)}
 
 
 def _name_of(model: ForceField | str) -> str:

@@ -79,11 +79,11 @@ def test_train(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_recipe_of_the_fast_model(data: Path, tmp_path: Path) -> None:
-    """Its files are whole; with a toy network and toy data in place of its own, the rest of it runs."""
-    recipe = "data/base_fast.yaml"
+    """Its first line draws what it trains on; with a toy network and toy data in place of its own, the rest runs."""
+    recipe = Path("data/base_fast.yaml")
     config = TrainConfig.load(recipe)
+    assert recipe.read_text().startswith(f"# python data/draw_frames.py {config.train} ")
     assert (config.channels, config.l_max, config.hidden_l_max, config.cutoff) == (64, 2, 1, 4.5)
-    assert Path(config.train).is_file()
     assert Path(config.valid).is_file()
     output = tmp_path / "toy.safetensors"
     run("train", data, "--config", recipe, "--valid", data, *SIZES, "--epochs", 0, "-o", output, "--folder", tmp_path)
@@ -122,6 +122,7 @@ def test_training_goes_on_from_a_model(model: Path, data: Path, tmp_path: Path) 
     rounds = ForceField.load(second).provenance["training"]
     assert [r["start"] for r in rounds] == ["base.safetensors", "first.safetensors"]
     assert [r["name"] for r in rounds] == [None, "toy again"]
+    assert not {"channels", "cutoff", "repulsion"} & {*rounds[1]}  # those of the model, not the options' defaults
 
 
 def test_finetune(model: Path, data: Path, tmp_path: Path) -> None:

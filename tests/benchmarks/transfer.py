@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=5)
-    parser.add_argument("--energy-weight", type=float, default=100.0)
+    parser.add_argument("--energy-weight", type=float, default=10.0)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--energy-key")
     parser.add_argument("--forces-key")
