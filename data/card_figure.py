@@ -38,7 +38,7 @@ def draw(found: Found, path: Path) -> None:
     panel(3, slice(0, 3), "walls", "Two atoms pushed together, all pairs of elements", walls)
     panel(3, slice(3, 6), "geometry", "Harmonic frequencies of held-out molecules", frequencies)
     panel(3, slice(6, 9), "nvt", "Constant temperature: time without a broken bond", lifetimes)
-    panel(3, slice(9, 12), "nve", "Constant energy, 300 K: change of the total energy", drift)
+    panel(3, slice(9, 12), "nve", "Constant energy: change of the total", drift)
     model = found["model"]
     figure.suptitle(
         f"{model['name']}: {model['parameters']:,} parameters, {' '.join(model['elements'])}, cutoff {model['cutoff']} "
@@ -75,7 +75,7 @@ def closest(axes: Axes, part: Found) -> None:
     axes.axvline(0.5, color=BAD, linestyle="--")
     note = f"{part['count']} structures, {len(part['failed'])} fail"
     axes.text(0.97, 0.95, note, ha="right", va="top", transform=axes.transAxes)
-    axes.set(xlabel="closest distance / sum of covalent radii (limit: 0.5)", ylabel="structures")
+    axes.set(xlabel="closest / sum of covalent radii (limit 0.5)", ylabel="structures")
 
 
 def scans(figure: pyplot.Figure, grid: Any, part: Found | None) -> None:
