@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from ase_mlip import ForceField, LabelKeys, evaluate_frames, fine_tune
+from ase_mlip import FineTuneConfig, ForceField, LabelKeys, evaluate_frames, fine_tune
 from ase_mlip.dataset import read_frames
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, action="append", help="one for each method")
     parser.add_argument("--optimizer", help="by default the method's usual one")
-    parser.add_argument("--energy-weight", type=float, default=10.0)
+    parser.add_argument("--energy-weight", type=float, default=FineTuneConfig.energy_weight)
     parser.add_argument("--energy-key")
     parser.add_argument("--forces-key")
     args = parser.parse_args()

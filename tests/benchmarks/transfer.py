@@ -16,7 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from ase_mlip import ForceField, LabelKeys, MaceConfig, TrainConfig, evaluate_frames, fine_tune, train_from_scratch
+from ase_mlip import (
+    FineTuneConfig,
+    ForceField,
+    LabelKeys,
+    MaceConfig,
+    TrainConfig,
+    evaluate_frames,
+    fine_tune,
+    train_from_scratch,
+)
 from ase_mlip.dataset import read_frames
 from ase_mlip.tuning import count_variables
 
@@ -55,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=5)
-    parser.add_argument("--energy-weight", type=float, default=10.0)
+    parser.add_argument("--energy-weight", type=float, default=FineTuneConfig.energy_weight)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--energy-key")
     parser.add_argument("--forces-key")
