@@ -99,6 +99,7 @@ def test_the_recipe_of_the_accurate_model(model: Path, data: Path, tmp_path: Pat
     config = TrainConfig.load(recipe)
     first_lines = "#".join(line.lstrip("# ") for line in recipe.read_text().splitlines() if line.startswith("#"))
     assert f"draw_frames.py {config.train} " in first_lines
+    assert recipe.read_text().splitlines()[0] == Path("data/base_fast.yaml").read_text().splitlines()[0]  # same frames
     assert Path(config.valid).is_file()
     assert f"grow.py default {config.start} " in first_lines
     output = tmp_path / "toy.safetensors"
