@@ -21,7 +21,7 @@ from ase_mlip.model_file import ModelFile, is_model_file, load_model, save_model
 from ase_mlip.predictor import Network, Params, Prediction, Predictor, compiled_interaction
 from ase_mlip.structure import InvalidStructure, check_structure, symbol_of
 
-SHIPPED_MODELS = {"default": "default.safetensors", "accurate": "accurate.safetensors"}
+SHIPPED_MODELS = {name: f"{name}.safetensors" for name in ("default", "accurate", "r2scan")}
 MANY_ELEMENTS = 10  # a model that knows more is cut down to the elements in use
 
 
@@ -180,6 +180,21 @@ class ForceField:
     def levels(self) -> dict[str, tuple[str, ...]]:
         """Name of each level and the heads it sums; the last one is the default."""
         return dict(self.predictor.levels)
+
+    def with_levels(self, levels: Iterable[str]) -> ForceField:
+        """The same force field with these levels alone, in this order: the last is the default.
+
+        Fine-tuned by `full` without replay, the older levels are no longer what they were: better left out of a file
+        that others use. Heads and parameters stay.
+
+        Raises:
+            ValueError: there is no such level, or none is left.
+        """
+        names = [self.predictor.find_level(level) for level in levels]
+        if not names:
+            raise ValueError(f"levels: give at least one of {', '.join(map(repr, self.levels))}")
+        kept = tuple((name, self.levels[name]) for name in names)
+        return ForceField(replace(self.predictor, levels=kept), self.params, self.provenance)
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from multiprocessing import get_context
@@ -120,16 +121,43 @@ def extxyz(frame: Atoms) -> str:
     return "\n".join([str(len(frame)), " ".join(fields), *rows]) + "\n"
 
 
-def write_files(splits: dict[str, list[Atoms]], out: Path, prefix: str, done: dict[str, str] | None = None) -> None:
+@dataclass(frozen=True)
+class Source:
+    """Where the labels of a file come from.
+
+    Attributes:
+        method: as the JSON summary says it.
+        seeds: of the geometries.
+        packages: whose versions it names.
+    """
+
+    method: str
+    seeds: str
+    packages: tuple[str, ...]
+
+
+GFN2 = Source(
+    method="GFN2-xTB, tblite accuracy 0.1; the positions in the files are those labelled",
+    seeds="crc32 of the name of each task; order of the frames: 2; order of the tasks: 1; conformers: 7",
+    packages=("ase", "tblite", "rdkit", "numpy"),
+)
+
+
+def write_files(
+    splits: dict[str, list[Atoms]],
+    out: Path,
+    prefix: str,
+    done: dict[str, str] | None = None,
+    source: Source = GFN2,
+) -> None:
     """Write each file without near-duplicates, shuffled in a fixed order, and what is in it into the JSON summary."""
     out.mkdir(parents=True, exist_ok=True)
-    packages = ("ase", "tblite", "rdkit", "numpy")
     about = out / f"{prefix.rstrip('_')}.json"
     summary = json.loads(about.read_text()) if about.exists() else {}
     summary |= {
-        "method": "GFN2-xTB, tblite accuracy 0.1; the positions in the files are those labelled",
+        "method": source.method,
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom", "stress": "eV/Angstrom^3"},
-        "seeds": "crc32 of the name of each task; order of the frames: 2; order of the tasks: 1; conformers: 7",
+        "seeds": source.seeds,
         "forbidden": FORBIDDEN,
     }
     for name, found in splits.items():
@@ -143,7 +171,7 @@ def write_files(splits: dict[str, list[Atoms]], out: Path, prefix: str, done: di
         summary[name] = {
             **({"tasks": done[name]} if done else {}),
             "date": datetime.date.today().isoformat(),
-            "versions": {package: version(package) for package in packages} | {"python": sys.version.split()[0]},
+            "versions": {package: version(package) for package in source.packages} | {"python": sys.version.split()[0]},
             "frames": len(frames),
             "mean_atoms": round(float(np.mean([len(frame) for frame in frames])), 2),
             "config_types": dict(sorted(Counter(frame.info["config_type"] for frame in frames).items())),

@@ -19,6 +19,10 @@ from pyscf import dft, gto, lib
 
 FUNCTIONAL, DISPERSION, BASIS = "r2scan", "d4", "def2-svp"
 GRID_LEVEL, CONV_TOL = 3, 1e-9
+METHOD = (
+    f"RKS {FUNCTIONAL}-{DISPERSION}/{BASIS}, density fitting, grid level {GRID_LEVEL} with grid response, "
+    f"conv_tol {CONV_TOL:g}"
+)
 
 
 def solve(atoms: Atoms) -> dft.rks.RKS:
@@ -96,13 +100,11 @@ def collect(system: str, work: Path, out: Path) -> None:
     """Write the labelled frames and the JSON summary from whatever is done."""
     frames = [ase.io.read(path) for path in sorted(work.glob("frame_*.extxyz"))]
     seconds = [frame.info.pop("seconds") for frame in frames]
-    numerics = f"density fitting, grid level {GRID_LEVEL} with grid response, conv_tol {CONV_TOL:g}"
-    method = f"RKS {FUNCTIONAL}-{DISPERSION}/{BASIS}, {numerics}"
-    frames[0].info["method"] = method
+    frames[0].info["method"] = METHOD
     ase.io.write(out / f"{system}_r2scan.extxyz.xz", frames, format="extxyz")
     checked = work / "check.json"
     summary = {
-        "method": method,
+        "method": METHOD,
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom"},
         "frames": len(frames),
         "frames_per_temperature": {

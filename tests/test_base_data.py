@@ -16,8 +16,9 @@ from ase_mlip.frame_files import iterate_file
 
 ELEMENTS = ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br"]
 SUMMARY = json.loads(Path("data/base.json").read_text())
+DFT_SUMMARY = json.loads(Path("data/r2scan.json").read_text())
 
-
+R2SCAN_ERRORS = {"r2scan_test": 77.3, "glycine_r2scan": 63.5, "water_hexamer_r2scan": 58.2}  # meV/Angstrom
 # Files that base models train on.
 TRAINING = ("train", "more", "neighbours", "water", "random", "relatives", "heaps", "boxes")
 
@@ -93,6 +94,20 @@ def test_frames_held_out(held_out: tuple[str, list[ase.Atoms]]) -> None:
         assert ("stress" in atoms.calc.results) == bool(atoms.pbc.all())
 
 
+@pytest.mark.parametrize("name", ["train", "valid", "test"])
+def test_frames_labelled_by_a_density_functional(name: str) -> None:
+    """They are of the molecules of the same split; forces have no sum, and are no longer those of GFN2-xTB."""
+    frames, summary = read_frames(f"data/r2scan_{name}.extxyz.xz"), DFT_SUMMARY[name]
+    assert len(frames) == summary["frames"]
+    known = {smiles for split in (TRAINING if name == "train" else [name]) for smiles in SUMMARY[split]["smiles"]}
+    assert {atoms.info["smiles"] for atoms in frames} == {*summary["smiles"]} <= known
+    assert SUMMARY["forbidden"] == DFT_SUMMARY["forbidden"]
+    for atoms in frames:
+        np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0.0, atol=1e-5 * len(atoms))
+    method = next(iter(read_frames("data/glycine_r2scan.extxyz.xz"))).info["method"]
+    assert method == DFT_SUMMARY["method"]
+
+
 @pytest.mark.parametrize(("name", "energy", "forces"), [("default", 3.0, 70.0), ("accurate", 2.7, 57.0)])
 def test_shipped_models_on_molecules_they_have_never_seen(name: str, energy: float, forces: float) -> None:
     """Errors on dynamics and modes up to 1000 K, meV/atom and meV/Angstrom: about those of the model card."""
@@ -103,3 +118,12 @@ def test_shipped_models_on_molecules_they_have_never_seen(name: str, energy: flo
     errors = evaluate_frames(force_field, warm).summary()
     assert 1e3 * errors["energy_mae"] < energy
     assert 1e3 * errors["forces_mae"] < forces
+
+
+def test_the_shipped_model_of_a_density_functional() -> None:
+    """On molecules that it has never seen it is about as close to PySCF's labels as data/README says."""
+    force_field, errors = ForceField.load("r2scan"), {}
+    assert list(force_field.levels) == ["r2scan"]
+    for name in ("r2scan_test", "glycine_r2scan", "water_hexamer_r2scan"):
+        errors[name] = 1e3 * evaluate_frames(force_field, f"data/{name}.extxyz.xz").summary()["forces_mae"]
+    assert errors == {name: pytest.approx(value, rel=0.02) for name, value in R2SCAN_ERRORS.items()}

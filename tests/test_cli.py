@@ -178,7 +178,7 @@ def test_errors_are_one_line(
     broken.write_bytes(model.read_bytes()[:-5])
     out = ["-o", tmp_path / "out.safetensors"]
     cases = {
-        ("info", "nothing.safetensors"): "Shipped with the package: default, accurate. Published",
+        ("info", "nothing.safetensors"): "Shipped with the package: default, accurate, r2scan. Published",
         ("info", broken): "truncated",
         ("evaluate", model, tmp_path / "gone.traj"): "there is no file",
         ("evaluate", model, note): "note.txt",

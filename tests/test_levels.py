@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import ase
 import numpy as np
@@ -89,6 +90,21 @@ def test_stacked_levels_correct_each_other(base: ForceField, stacked: FineTuneRe
     water = 2 * total[1] + total[8]
     alone = two_levels(base, epochs=0).force_field.dataset_info.head("second").atomic_energies
     assert water == pytest.approx(2 * alone[0] + alone[1], abs=1e-4)
+
+
+def test_levels_can_be_left_out(side_by_side: FineTuneResult, tmp_path: Path) -> None:
+    """The one that stays predicts what it did, from a file too, and another can be built on it."""
+    whole, atoms = side_by_side.force_field, toy_frames(1)[0]
+    whole.with_levels(["first"]).save(tmp_path / "first.safetensors")
+    kept = ForceField.load(tmp_path / "first.safetensors")
+    assert kept.levels == {"first": ("base", "first")}
+    assert energy(kept, "first", atoms) == energy(whole, "first", atoms)
+    with pytest.raises(ValueError, match="there is no level 'base'"):
+        kept.graph(atoms, "base")
+    with pytest.raises(ValueError, match="give at least one of 'first'"):
+        kept.with_levels([])
+    tuned = fine_tune(kept, toy_frames(4), toy_frames(2), level="third", **QUIET).force_field
+    assert tuned.levels == {"first": ("base", "first"), "third": ("base", "first", "third")}
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,6 @@ def test_failed_save_keeps_the_old_file(
 @pytest.mark.parametrize("name", ["defualt", "nowhere/model.safetensors", "."])
 def test_missing_file_lists_the_models(name: str) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"Shipped with the package: default, accurate\. Published.*mace-mpa-0-medium"
+        FileNotFoundError, match=r"Shipped with the package: default, accurate, r2scan\. Published.*mace-mpa-0-medium"
     ):
         ForceField.load(name)
