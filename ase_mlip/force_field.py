@@ -151,6 +151,20 @@ class ForceField:
         """
         return self if len(self.elements) <= MANY_ELEMENTS else self.with_elements(elements)
 
+    def with_levels(self, levels: Iterable[str]) -> ForceField:
+        """The same force field with these levels alone, in this order: the last is the default.
+
+        Fine-tuned by `full` without replay, the older levels are no longer what they were: better left out of a file
+        that others use. Heads and parameters stay.
+
+        Raises:
+            ValueError: there is no such level, or none is given.
+        """
+        kept = tuple((name, self.levels[name]) for name in map(self.predictor.find_level, levels))
+        if not kept:
+            raise ValueError(f"levels: give at least one of {', '.join(map(repr, self.levels))}")
+        return ForceField(replace(self.predictor, levels=kept), self.params, self.provenance)
+
     def check(self, atoms: ase.Atoms, level: str | None = None) -> None:
         """Raise for a structure that a level (default: the newest) cannot predict.
 
@@ -180,21 +194,6 @@ class ForceField:
     def levels(self) -> dict[str, tuple[str, ...]]:
         """Name of each level and the heads it sums; the last one is the default."""
         return dict(self.predictor.levels)
-
-    def with_levels(self, levels: Iterable[str]) -> ForceField:
-        """The same force field with these levels alone, in this order: the last is the default.
-
-        Fine-tuned by `full` without replay, the older levels are no longer what they were: better left out of a file
-        that others use. Heads and parameters stay.
-
-        Raises:
-            ValueError: there is no such level, or none is left.
-        """
-        names = [self.predictor.find_level(level) for level in levels]
-        if not names:
-            raise ValueError(f"levels: give at least one of {', '.join(map(repr, self.levels))}")
-        kept = tuple((name, self.levels[name]) for name in names)
-        return ForceField(replace(self.predictor, levels=kept), self.params, self.provenance)
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import lzma
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -203,7 +203,13 @@ def deviation(frame: Atoms) -> tuple[float, float]:
     return energy, float(np.abs(forces - frame.calc.results["forces"]).max())
 
 
-def check(out: Path, prefix: str, share: float, jobs: int) -> float:
+def check(
+    out: Path,
+    prefix: str,
+    share: float,
+    jobs: int,
+    differ: Callable[[Atoms], tuple[float, float]] = deviation,
+) -> float:
     """Compute the labels of a share of the frames anew and return the largest difference of the energies, in eV."""
     rng = np.random.default_rng(3)
     chosen = []
@@ -212,7 +218,7 @@ def check(out: Path, prefix: str, share: float, jobs: int) -> float:
             frames = list(ase.io.iread(StringIO(file.read()), index=":", format="extxyz"))
         chosen += [frames[i] for i in rng.permutation(len(frames))[: max(1, round(share * len(frames)))]]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        energies, forces = np.array(list(pool.map(deviation, chosen))).T
+        energies, forces = np.array(list(pool.map(differ, chosen))).T
     print(
         f"{len(chosen)} frames: energies within {energies.max():.1e} eV, forces within {forces.max():.1e} eV/Angstrom"
     )

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import cache
 from pathlib import Path
 from zlib import crc32
 
 import ase.io
 import numpy as np
 from ase import Atoms
-from make_base import Source, write_files
+from make_base import Source, check, write_files
 from make_dft import METHOD, label
+from walked import Walk, label_walks
 
 from ase_mlip.dataset import read_frames
 
@@ -72,19 +73,20 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """A frame to label, with its own checkpoint file."""
+    """A frame to label.
 
-    kind: str
-    key: int
-    atoms: Atoms
+    Attributes:
+        walk: the frame, alone, and its checkpoint file.
+        split: the file that it goes to.
+        rank: its place in the queue, where all kinds are mixed: a cut-off run stays balanced.
+    """
+
+    walk: Walk
+    split: str
     rank: float
 
-    def path(self, work: Path) -> Path:
-        """The checkpoint file; it is empty if the density did not converge."""
-        return work / f"{self.key:08x}.extxyz"
 
-
-def calm(atoms: Atoms, kind: Kind) -> bool:
+def suits(atoms: Atoms, kind: Kind) -> bool:
     """Whether a frame is one that the kind is about."""
     heavy = int((atoms.numbers > 1).sum())
     return (
@@ -95,50 +97,43 @@ def calm(atoms: Atoms, kind: Kind) -> bool:
     )
 
 
-def jobs_of(name: str) -> list[Job]:
+@cache
+def base_frames(name: str) -> Sequence[Atoms]:
+    """The frames of one of the base files."""
+    return read_frames(FOLDER / f"base_{name}.extxyz.xz")
+
+
+def jobs_of(kind: Kind, work: Path) -> list[Job]:
     """The frames of a kind, in an order in which a larger number only adds to them."""
-    kind, found, seen = KINDS[name], [], dict[str, int]()
     frames = {
         crc32(f"{file} {place}".encode()): atoms
         for file in kind.files
-        for place, atoms in enumerate(read_frames(FOLDER / f"base_{file}.extxyz.xz"))
-        if calm(atoms, kind)
+        for place, atoms in enumerate(base_frames(file))
+        if suits(atoms, kind)
     }
+    found, seen = list[Walk](), Counter[str]()
     for key in sorted(frames):
-        smiles = frames[key].info["smiles"]
-        seen[smiles] = seen.get(smiles, 0) + 1
+        config_type, smiles = (frames[key].info[name] for name in ("config_type", "smiles"))
+        seen[smiles] += 1
         if seen[smiles] <= kind.same and len(found) < kind.number:
-            found.append((key, frames[key]))
-    return [Job(name, key, atoms, (place + 0.5) / len(found)) for place, (key, atoms) in enumerate(found)]
+            bare = Atoms(frames[key].symbols, frames[key].positions, info={"config_type": config_type})
+            found.append(Walk(work / f"{key:08x}.extxyz", smiles, [bare], converged))
+    return [Job(walk, kind.split, (place + 0.5) / len(found)) for place, walk in enumerate(found)]
 
 
-def work_off(job: Job, work: Path) -> str:
-    """Label a frame, write its checkpoint, and return a line of the log."""
-    begin = time.perf_counter()
+def converged(atoms: Atoms, **info: str) -> Atoms | None:
+    """A labelled copy, which keeps its `info`; None if the density does not converge."""
     try:
-        frame = label(job.atoms)
-        frame.info = {name: value for name, value in job.atoms.info.items() if name in ("config_type", "smiles")}
-        outcome = f"{frame.get_potential_energy():.6f} eV"
-    except RuntimeError as error:
-        frame, outcome = None, f"skipped, {error}"
-    partial = job.path(work).with_suffix(".partial")
-    ase.io.write(partial, frame, format="extxyz") if frame else partial.touch()
-    partial.rename(job.path(work))
-    formula = job.atoms.get_chemical_formula()
-    return f"{job.kind} {formula}: {outcome}, {time.perf_counter() - begin:.1f} s"
+        return label(atoms)
+    except RuntimeError:
+        return None
 
 
-def check(out: Path, share: float) -> float:
-    """Label a share of the shipped frames anew and return the largest difference of the energies, in eV."""
-    frames = [atoms for split in SPLITS for atoms in read_frames(out / f"{PREFIX}{split}.extxyz.xz")]
-    chosen = np.random.default_rng(3).permutation(len(frames))[: max(1, round(share * len(frames)))]
-    energies, forces = 0.0, 0.0
-    for place in chosen:
-        old, new = frames[place], label(Atoms(frames[place]))
-        energies = max(energies, abs(new.get_potential_energy() - old.get_potential_energy()))
-        forces = max(forces, float(np.abs(new.get_forces() - old.get_forces()).max()))
-    print(f"{len(chosen)} frames: energies within {energies:.1e} eV, forces within {forces:.1e} eV/Angstrom")
-    return energies
+def deviation(frame: Atoms) -> tuple[float, float]:
+    """The largest differences of energy and forces between a frame's labels and a new calculation."""
+    new = label(Atoms(frame))
+    energy = abs(new.get_potential_energy() - frame.get_potential_energy())
+    return energy, float(np.abs(new.get_forces() - frame.get_forces()).max())
 
 
 def main() -> None:
@@ -151,21 +146,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the final files")
     options = parser.parse_args()
     if options.check:
-        sys.exit(check(options.out, options.check) > 1e-6)
+        sys.exit(check(options.out, PREFIX, options.check, options.jobs, deviation) > 1e-6)
     if options.work is None:
         parser.error("--work is needed, the folder of the checkpoint files")
     options.work.mkdir(parents=True, exist_ok=True)
-    jobs = sorted((job for name in KINDS for job in jobs_of(name)), key=lambda job: job.rank)
-    todo = [] if options.collect else [job for job in jobs if not job.path(options.work).exists()]
-    print(f"{len(jobs)} frames, {len(todo)} to label", flush=True)
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for number, line in enumerate(pool.map(work_off, todo, [options.work] * len(todo)), 1):
-            print(f"{number}/{len(todo)} {line}", flush=True)
-    done = [job for job in jobs if job.path(options.work).exists() and job.path(options.work).stat().st_size]
-    files = {
-        split: [ase.io.read(job.path(options.work)) for job in done if KINDS[job.kind].split == split]
-        for split in SPLITS
-    }
+    jobs = sorted((job for kind in KINDS.values() for job in jobs_of(kind, options.work)), key=lambda job: job.rank)
+    if not options.collect:
+        label_walks([job.walk for job in jobs], options.jobs)
+    done = [job for job in jobs if job.walk.path.exists() and job.walk.path.stat().st_size]
+    files = {split: [ase.io.read(job.walk.path) for job in done if job.split == split] for split in SPLITS}
     write_files(files, options.out, PREFIX, source=SOURCE)
 
 

@@ -1,9 +1,9 @@
-"""Geometries that a model walked through, labelled with GFN2-xTB, a checkpoint file for each walk."""
+"""Geometries that a model walked through, labelled, usually with GFN2-xTB; a checkpoint file for each walk."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -22,16 +22,18 @@ class Walk:
         path: the checkpoint file.
         smiles: that the frames carry.
         geometries: `info` of each holds its `config_type`, and its `temperature` in K where it has one.
+        method: labels a geometry, given its `info` as keywords; None where that fails.
     """
 
     path: Path
     smiles: str
     geometries: Sequence[Atoms]
+    method: Callable[..., Atoms | None] = label
 
     def label(self) -> str:
         """Label the geometries, write the checkpoint, and return a line of the log."""
         begin = time.perf_counter()
-        found = [frame for atoms in self.geometries if (frame := label(atoms, **atoms.info)) is not None]
+        found = [frame for atoms in self.geometries if (frame := self.method(atoms, **atoms.info)) is not None]
         for frame in found:
             frame.info["smiles"] = self.smiles
         partial = self.path.with_suffix(".partial")

@@ -96,7 +96,7 @@ def test_frames_held_out(held_out: tuple[str, list[ase.Atoms]]) -> None:
 
 @pytest.mark.parametrize("name", ["train", "valid", "test"])
 def test_frames_labelled_by_a_density_functional(name: str) -> None:
-    """They are of the molecules of the same split; forces have no sum, and are no longer those of GFN2-xTB."""
+    """They are of the molecules of the same split and by the method of the other sets; forces have no sum."""
     frames, summary = read_frames(f"data/r2scan_{name}.extxyz.xz"), DFT_SUMMARY[name]
     assert len(frames) == summary["frames"]
     known = {smiles for split in (TRAINING if name == "train" else [name]) for smiles in SUMMARY[split]["smiles"]}
@@ -104,7 +104,7 @@ def test_frames_labelled_by_a_density_functional(name: str) -> None:
     assert SUMMARY["forbidden"] == DFT_SUMMARY["forbidden"]
     for atoms in frames:
         np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0.0, atol=1e-5 * len(atoms))
-    method = next(iter(read_frames("data/glycine_r2scan.extxyz.xz"))).info["method"]
+    method = next(iter(iterate_file("data/glycine_r2scan.extxyz.xz"))).info["method"]
     assert method == DFT_SUMMARY["method"]
 
 
