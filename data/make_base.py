@@ -16,10 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -191,11 +193,16 @@ def collect(tasks: list[Task], work: Path, out: Path, prefix: str) -> None:
     write_files(gather(tasks, work), out, prefix, done)
 
 
-def deviation(frame: Atoms) -> tuple[float, float]:
-    """Return the largest differences of energy and forces between a frame's labels and a new calculation."""
+def anew(frame: Atoms) -> dict[str, Any] | None:
+    """Return GFN2-xTB's results on the geometry of a frame, or None where it does not converge."""
     few = len(frame) < 3 and frame.info["config_type"] in ("diatomic", "isolated_atom")
     symbols = frame.get_chemical_symbols()
-    results, _ = single_point(Atoms(frame), spin_states(symbols) if few else (None,))
+    return single_point(Atoms(frame), spin_states(symbols) if few else (None,))[0]
+
+
+def deviation(compute: Callable[[Atoms], dict[str, Any] | None], frame: Atoms) -> tuple[float, float]:
+    """Return the largest differences of energy and forces between a frame's labels and a new calculation."""
+    results = compute(frame)
     if results is None:
         return np.inf, np.inf
     forces = results["forces"] if len(frame) > 1 else 0.0
@@ -208,7 +215,7 @@ def check(
     prefix: str,
     share: float,
     jobs: int,
-    differ: Callable[[Atoms], tuple[float, float]] = deviation,
+    compute: Callable[[Atoms], dict[str, Any] | None] = anew,
 ) -> float:
     """Compute the labels of a share of the frames anew and return the largest difference of the energies, in eV."""
     rng = np.random.default_rng(3)
@@ -218,7 +225,7 @@ def check(
             frames = list(ase.io.iread(StringIO(file.read()), index=":", format="extxyz"))
         chosen += [frames[i] for i in rng.permutation(len(frames))[: max(1, round(share * len(frames)))]]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        energies, forces = np.array(list(pool.map(differ, chosen))).T
+        energies, forces = np.array(list(pool.map(partial(deviation, compute), chosen))).T
     print(
         f"{len(chosen)} frames: energies within {energies.max():.1e} eV, forces within {forces.max():.1e} eV/Angstrom"
     )

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from make_base import Source, check, write_files
 from make_dft import METHOD, label
-from walked import Walk, label_walks
+from walked import Walk, label_walks, labelled
 
 from ase_mlip.dataset import read_frames
 
@@ -129,11 +129,9 @@ def converged(atoms: Atoms, **info: str) -> Atoms | None:
         return None
 
 
-def deviation(frame: Atoms) -> tuple[float, float]:
-    """The largest differences of energy and forces between a frame's labels and a new calculation."""
-    new = label(Atoms(frame))
-    energy = abs(new.get_potential_energy() - frame.get_potential_energy())
-    return energy, float(np.abs(new.get_forces() - frame.get_forces()).max())
+def anew(frame: Atoms) -> dict[str, Any]:
+    """The functional's results on the geometry of a frame."""
+    return label(Atoms(frame)).calc.results
 
 
 def main() -> None:
@@ -146,15 +144,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the final files")
     options = parser.parse_args()
     if options.check:
-        sys.exit(check(options.out, PREFIX, options.check, options.jobs, deviation) > 1e-6)
+        sys.exit(check(options.out, PREFIX, options.check, options.jobs, anew) > 1e-6)
     if options.work is None:
         parser.error("--work is needed, the folder of the checkpoint files")
     options.work.mkdir(parents=True, exist_ok=True)
     jobs = sorted((job for kind in KINDS.values() for job in jobs_of(kind, options.work)), key=lambda job: job.rank)
     if not options.collect:
         label_walks([job.walk for job in jobs], options.jobs)
-    done = [job for job in jobs if job.walk.path.exists() and job.walk.path.stat().st_size]
-    files = {split: [ase.io.read(job.walk.path) for job in done if job.split == split] for split in SPLITS}
+    files = {split: labelled(job.walk.path for job in jobs if job.split == split) for split in SPLITS}
     write_files(files, options.out, PREFIX, source=SOURCE)
 
 

@@ -15,7 +15,7 @@ from base_molecules import ELEMENTS
 from card_motion import random_structures
 from card_parts import bonds
 from make_base import PREFIX, write_files
-from walked import Walk, label_walks, labelled_walks
+from walked import Walk, label_walks, labelled
 
 from ase_mlip import ForceField, relax
 
@@ -76,7 +76,7 @@ def main() -> None:
             smiles = ".".join(f"[{symbol}]" for symbol in sorted(way[0].get_chemical_symbols()))
             walks.append(Walk(options.work / f"random_{seed}_{number:04d}.extxyz", smiles, way))
     label_walks(walks, options.jobs)
-    write_files({TYPE: labelled_walks(options.work, "random_*.extxyz")}, options.out, PREFIX)
+    write_files({TYPE: labelled(sorted(options.work.glob("random_*.extxyz")))}, options.out, PREFIX)
 
 
 if __name__ == "__main__":

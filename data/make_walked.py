@@ -21,7 +21,7 @@ from base_neighbours import relatives
 from make_base import PREFIX, write_files
 from rdkit import Chem, RDLogger
 from rdkit.Chem import AllChem
-from walked import Walk, label_walks, labelled_walks
+from walked import Walk, label_walks, labelled
 
 from ase_mlip import ForceField, relax, run_dynamics
 
@@ -154,7 +154,7 @@ def main() -> None:
         for place, kelvin in enumerate(kind.kelvin):
             walks += walk(options.model, name, starts[place :: len(kind.kelvin)], kelvin, options.work)
         label_walks(walks, options.jobs)
-        write_files({name: labelled_walks(options.work, f"{name}_*.extxyz")}, options.out, PREFIX)
+        write_files({name: labelled(sorted(options.work.glob(f"{name}_*.extxyz")))}, options.out, PREFIX)
 
 
 if __name__ == "__main__":

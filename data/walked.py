@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -50,7 +50,7 @@ def label_walks(walks: Sequence[Walk], jobs: int) -> None:
             print(f"{number}/{len(todo)} {line}", flush=True)
 
 
-def labelled_walks(work: Path, pattern: str) -> list[Atoms]:
-    """The frames of all checkpoints, in the order of their names."""
-    paths = [path for path in sorted(work.glob(pattern)) if path.stat().st_size]
-    return [frame for path in paths for frame in ase.io.iread(path, index=":")]
+def labelled(paths: Iterable[Path]) -> list[Atoms]:
+    """The frames of those checkpoints that are there, in the order given."""
+    done = (path for path in paths if path.exists() and path.stat().st_size)
+    return [frame for path in done for frame in ase.io.iread(path, index=":")]
