@@ -14,8 +14,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_mlip.cache import keep_compiled
 from ase_mlip.force_field import ForceField, precision
-from ase_mlip.graph import Graph, NeighborCache
+from ase_mlip.graph import Graph
 from ase_mlip.kernels import on_gpu
+from ase_mlip.neighbor_cache import NeighborCache
 from ase_mlip.parts import Part, cut, most_atoms, on_device, predict_in_parts
 from ase_mlip.predictor import Params, Predictor, compiled_interaction
 from ase_mlip.structure import InvalidStructure, overlapping_pair, symbol_of

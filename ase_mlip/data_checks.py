@@ -11,9 +11,9 @@ import ase
 import numpy as np
 
 from ase_mlip.dataset import LABELS, Census, LabelKeys, read_labels, take_census
+from ase_mlip.outliers import outlying, robust_fit
 
 ABSURD_FORCE = 1e3  # eV/Angstrom; a strongly compressed dimer has some 100
-OUTLIER = 20.0  # robust standard deviations; real sets have heavy tails, their spread must not fill the list
 SMALLEST_SPREAD = {"energy": 1e-3, "forces": 1e-2}  # eV/atom, eV/Angstrom: below it nothing is an outlier
 NET_FORCE = 0.01  # eV/Angstrom per atom; no potential can fit the mean force on the atoms
 SAME_LABEL = {"energy": 1e-3, "forces": 0.05, "stress": 1e-3}  # eV/atom, eV/Angstrom, eV/Angstrom^3
@@ -157,27 +157,6 @@ def good_frames(report: DataReport, skip_bad: bool = False) -> list[int]:
     return [i for i in range(count) if i not in bad]
 
 
-def robust_fit(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients of least absolute deviations, by reweighted least squares; of minimum norm where undetermined.
-
-    Args:
-        rows: [values, coefficients].
-        values: [values].
-    """
-    weights, fitted = np.ones(len(values)), np.full(len(values), np.inf)
-    for _ in range(60):  # one value that is off by 1e30 takes 20 steps, decent data ten
-        # normal equations: a hundred thousand rows cost little, and the columns are counts of atoms
-        weighted = rows.T * weights
-        solution = np.linalg.lstsq(weighted @ rows, weighted @ values, rcond=1e-12)[0]
-        previous, fitted = fitted, rows @ solution
-        size = np.abs(values - fitted)
-        least = 1e-3 * float(np.median(size)) + 1e-12
-        if np.abs(fitted - previous).max(initial=0.0) < 10 * least:
-            break
-        weights = 1 / np.maximum(size, least)
-    return solution
-
-
 @dataclass(frozen=True)
 class _Row:
     """The few numbers kept of a frame."""
@@ -254,13 +233,6 @@ def _above(values: np.ndarray, limit: float) -> dict[int, float]:
     return {int(i): float(values[i]) for i in np.flatnonzero(np.isfinite(values) & (values > limit))}
 
 
-def _far(values: np.ndarray, least: float, sign: int | None = None) -> np.ndarray:
-    """Which values are far from their median, on both sides or above it alone."""
-    away = values - np.median(values)
-    limit = OUTLIER * max(1.4826 * float(np.median(np.abs(away))), least)
-    return away > limit if sign else np.abs(away) > limit
-
-
 def _energy_outliers(rows: Sequence[_Row], energies: np.ndarray) -> dict[int, float]:
     """Deviation of the energy per atom, eV, of those frames that are far from the fit by composition."""
     atoms = np.array([sum(count for _, count in row.composition) for row in rows])
@@ -274,7 +246,7 @@ def _energy_outliers(rows: Sequence[_Row], energies: np.ndarray) -> dict[int, fl
         for number, count in rows[i].composition:
             shares[row, place[number]] = count / atoms[i]
     residual = energies[members] - shares @ robust_fit(shares, energies[members])
-    return {int(members[k]): float(residual[k]) for k in np.flatnonzero(_far(residual, SMALLEST_SPREAD["energy"]))}
+    return {int(members[k]): float(residual[k]) for k in np.flatnonzero(outlying(residual, SMALLEST_SPREAD["energy"]))}
 
 
 def _force_outliers(largest: np.ndarray) -> dict[int, float]:
@@ -282,7 +254,7 @@ def _force_outliers(largest: np.ndarray) -> dict[int, float]:
     members = np.flatnonzero(np.isfinite(largest))
     if len(members) < 6:
         return {}
-    far = members[_far(largest[members], SMALLEST_SPREAD["forces"], sign=1)]
+    far = members[outlying(largest[members], SMALLEST_SPREAD["forces"], sign=1)]
     return {int(i): float(largest[i]) for i in far}
 
 

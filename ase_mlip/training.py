@@ -18,9 +18,10 @@ import optax
 from ase_mlip.batches import Batches, prefetch
 from ase_mlip.checkpoints import Checkpoints, fingerprint
 from ase_mlip.dataset import Example, Targets
-from ase_mlip.evaluate import Errors, LossWeights, evaluate
+from ase_mlip.evaluate import LossWeights, evaluate
 from ase_mlip.force_field import ForceField
 from ase_mlip.graph import Graph
+from ase_mlip.history import best_record, progress_line
 from ase_mlip.loss import loss_function, without_reference
 from ase_mlip.predictor import Params, Predictor
 from ase_mlip.tuning import TrainAll, Tuning, Variables
@@ -278,8 +279,8 @@ class _Run:
         self.history.append(record)
         if record is best_record(self.history):
             state.best = jax.tree.map(jnp.copy, state.average)
-        seconds, epochs = time.monotonic() - self.started, state.epoch - self.first_epoch
-        self.log(progress_line(record, self.history, settings, seconds, epochs))
+        seconds, done = time.monotonic() - self.started, state.epoch - self.first_epoch
+        self.log(progress_line(record, self.history, settings.epochs, seconds, done))
         if self.checkpoints:
             counters = {"epoch": state.epoch, "step": state.step, "history": self.history}
             self.checkpoints.save(state.epoch, state.arrays(), counters)
@@ -302,21 +303,3 @@ class _Run:
         """The best evaluation."""
         compilations = self.step._cache_size()  # type: ignore[attr-defined]
         return TrainResult(self.merged(self.state.best), self.history, best_record(self.history), compilations)
-
-
-def best_record(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The evaluation with the lowest validation loss; the first of equals."""
-    return min(history, key=lambda record: record["valid_loss"])
-
-
-def progress_line(
-    record: dict[str, Any], history: list[dict[str, Any]], settings: TrainSettings, seconds: float, epochs: int
-) -> str:
-    """Errors in meV and the time left, one line."""
-    left = seconds / epochs * (settings.epochs - record["epoch"]) if epochs else float("nan")
-    errors = "  ".join(
-        f"{title} {1e3 * record[key]:8.2f} {unit}" for key, (title, unit) in Errors.SHOWN.items() if key in record
-    )
-    star = "*" if record is best_record(history) else " "
-    eta = "" if np.isnan(left) else f"  {left / 60:.1f} min left"
-    return f"epoch {record['epoch']:4d}/{settings.epochs}{star} {errors}{eta}"

@@ -14,10 +14,10 @@ from itertools import permutations
 import numpy as np
 
 from ase_mlip.batches import Batches
-from ase_mlip.data_checks import robust_fit
 from ase_mlip.dataset import Example
 from ase_mlip.evaluate import Errors
 from ase_mlip.force_field import ForceField
+from ase_mlip.outliers import robust_fit
 from ase_mlip.unit_readings import (
     BETTER,
     ENERGY_UNITS,

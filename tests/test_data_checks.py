@@ -11,8 +11,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from scipy.optimize import linprog
 from toy_data import toy_frames
 
-from ase_mlip.data_checks import BadLabels, DataReport, bad_frames, good_frames, inspect_frames, robust_fit
+from ase_mlip.data_checks import BadLabels, DataReport, bad_frames, good_frames, inspect_frames
 from ase_mlip.dataset import LabelKeys, read_frames, take_census
+from ase_mlip.outliers import robust_fit
 
 KEYS = LabelKeys()
 

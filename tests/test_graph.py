@@ -12,8 +12,9 @@ from ase.build import bulk, molecule
 from conftest import CUTOFF, build_zoo
 
 from ase_mlip import structure
-from ase_mlip.graph import Graph, NeighborCache, PadShape, batch, round_up
+from ase_mlip.graph import Graph, PadShape, batch, round_up
 from ase_mlip.kernels.neighbor_list import available
+from ase_mlip.neighbor_cache import NeighborCache
 from ase_mlip.structure import InvalidStructure, find_neighbors, neighbor_table
 
 ELEMENTS = (1, 6, 8, 29)

@@ -20,17 +20,11 @@ from ase_mlip.batches import Batches
 from ase_mlip.dataset import Example, Targets
 from ase_mlip.evaluate import Errors, LossWeights, evaluate
 from ase_mlip.force_field import ForceField
+from ase_mlip.history import best_record
 from ase_mlip.loss import loss_function, without_reference
 from ase_mlip.predictor import compiled_interaction
 from ase_mlip.report import write_results
-from ase_mlip.training import (
-    TrainResult,
-    TrainSettings,
-    Validation,
-    best_record,
-    make_train_step,
-    train,
-)
+from ase_mlip.training import TrainResult, TrainSettings, Validation, make_train_step, train
 
 LOSS = LossWeights(energy=3.0, forces=0.5, stress=200.0, huber_delta=0.05)
 SETTINGS = TrainSettings(epochs=4, batch_size=4, ema=0.9, eval_every=2)
