@@ -104,8 +104,23 @@ class Transfer(Calculator):
         self.results = {"energy": self.stiffness / 2 * stretch**2, "forces": forces}
 
 
+def passage(start: Atoms, ends: tuple[int, int, int], places: int) -> Iterator[Atoms]:
+    """Minima with the proton at places between donor and acceptor, each held there by the spring that is attached.
+
+    Args:
+        start: where the path begins.
+        ends: indices of the donor, the proton and the acceptor.
+        places: how many, from bound to the donor to bound to the acceptor.
+    """
+    for wanted in np.linspace(-0.9, 0.9, places):
+        spring = Transfer(*ends, float(wanted))
+        start = relaxed(start, spring)
+        start.calc = spring
+        yield start
+
+
 def malonaldehyde() -> Iterator[Atoms]:
-    """The enol with its proton at thirteen places between the two oxygen atoms, each held there by a spring."""
+    """The enol with its proton at thirteen places between the two oxygen atoms."""
     ring = min(map(relaxed, embedded("O=C/C=C\\O", 20)), key=lambda atoms: atoms.info["energy"])
     oxygen = [atom.index for atom in ring if atom.symbol == "O"]
     hydrogen = min(
@@ -113,11 +128,7 @@ def malonaldehyde() -> Iterator[Atoms]:
         key=lambda index: sum(ring.get_distance(index, end) for end in oxygen),
     )
     donor, acceptor = sorted(oxygen, key=lambda end: ring.get_distance(hydrogen, end))
-    for wanted in np.linspace(-0.9, 0.9, 13):
-        spring = Transfer(donor, hydrogen, acceptor, float(wanted))
-        ring = relaxed(ring, spring)
-        ring.calc = spring
-        yield ring
+    yield from passage(ring, (donor, hydrogen, acceptor), 13)
 
 
 def water_hexamer() -> Iterator[Atoms]:
@@ -133,23 +144,26 @@ SYSTEMS = {
 }
 
 
+def dynamics(start: Atoms, temperature: float, count: int, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Bare frames of GFN2-xTB dynamics at a temperature in K; what the start's calculator gives is added."""
+    atoms = start.copy()
+    attach(atoms, start.calc)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
+    friction = 0.02 / units.fs
+    motion = Langevin(atoms, TIME_STEP * units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=rng)
+    motion.run(EQUILIBRATE)
+    for _ in range(count):
+        motion.run(INTERVAL)
+        yield Atoms(atoms.get_chemical_symbols(), atoms.get_positions() - atoms.get_center_of_mass())
+
+
 def snapshots(name: str) -> list[Atoms]:
     """All geometries of a system in a shuffled but fixed order."""
     system, frames = SYSTEMS[name], []
     for number, start in zip(range(system.number), system.starts(), strict=False):
         for temperature in system.temperatures:
             rng = np.random.default_rng((SEED, number, int(temperature)))
-            atoms = start.copy()
-            attach(atoms, start.calc)
-            MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=rng)
-            friction = 0.02 / units.fs
-            motion = Langevin(
-                atoms, TIME_STEP * units.fs, temperature_K=temperature, friction=friction, fixcm=False, rng=rng
-            )
-            motion.run(EQUILIBRATE)
-            for _ in range(system.frames):
-                motion.run(INTERVAL)
-                frame = Atoms(atoms.get_chemical_symbols(), atoms.get_positions() - atoms.get_center_of_mass())
+            for frame in dynamics(start, temperature, system.frames, rng):
                 frame.info.update(config_type=f"{name}_md", smiles=system.smiles, temperature=temperature, start=number)
                 frames.append(frame)
     return [frames[index] for index in np.random.default_rng(SEED).permutation(len(frames))]
