@@ -242,6 +242,14 @@ def check_names(names: list[str]) -> None:
         assert not {Chem.MolToSmiles(mol, isomericSmiles=False), tautomer(mol)} & forbidden, part
 
 
+def check_trained(names: list[str]) -> None:
+    """Assert that no name, nor a part of one, is held out for the valid or the test file, however it is spelled."""
+    groups = (*VALID_DIMERS, *TEST_DIMERS, *VALID_CLUSTERS, *TEST_CLUSTERS)
+    held = {Chem.CanonSmiles(name) for name in (*VALID_MOLECULES, *TEST_MOLECULES, *groups)}
+    for name in names:
+        assert not {Chem.CanonSmiles(part) for part in (name, *name.split("."))} & held, name
+
+
 def check_lists() -> None:
     """Assert that no molecule is listed twice, none is forbidden, and none that is held out is part of training."""
     groups = {*DIMERS, *dimers(), *CLUSTERS, *FURTHER_CLUSTERS, *IONS}

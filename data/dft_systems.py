@@ -20,6 +20,7 @@ from tblite.ase import TBLite
 
 HEXAMER = "O.O.O.O.O.O"
 SEED = 11
+FARTHEST = 0.9  # Angstrom, d(donor, H) - d(acceptor, H) at the ends of a path
 TIME_STEP, EQUILIBRATE, INTERVAL = 1.0, 400, 60  # fs, steps, steps
 
 
@@ -58,14 +59,18 @@ def relaxed(atoms: Atoms, bias: Calculator | None = None) -> Atoms:
     return found
 
 
-def embedded(smiles: str, count: int) -> list[Atoms]:
-    """Conformers made by RDKit."""
-    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+def conformers(mol: Chem.Mol, count: int) -> list[Atoms]:
+    """Conformers made by RDKit of a molecule, or several, with all hydrogen atoms."""
     options = AllChem.ETKDGv3()
     options.randomSeed = SEED
     AllChem.EmbedMultipleConfs(mol, count, options)
     symbols = [atom.GetSymbol() for atom in mol.GetAtoms()]
     return [Atoms(symbols, conformer.GetPositions()) for conformer in mol.GetConformers()]
+
+
+def embedded(smiles: str, count: int) -> list[Atoms]:
+    """The same of a SMILES."""
+    return conformers(Chem.AddHs(Chem.MolFromSmiles(smiles)), count)
 
 
 def distinct(candidates: list[Atoms]) -> Iterator[Atoms]:
@@ -112,7 +117,7 @@ def passage(start: Atoms, ends: tuple[int, int, int], places: int) -> Iterator[A
         ends: indices of the donor, the proton and the acceptor.
         places: how many, from bound to the donor to bound to the acceptor.
     """
-    for wanted in np.linspace(-0.9, 0.9, places):
+    for wanted in np.linspace(-FARTHEST, FARTHEST, places):
         spring = Transfer(*ends, float(wanted))
         start = relaxed(start, spring)
         start.calc = spring

@@ -6,19 +6,20 @@ Within a molecule and between two; none of a molecule that the base set leaves o
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
 import ase.io
 import numpy as np
 from ase import Atoms
-from base_molecules import check_names, split_of
-from dft_systems import SEED, Transfer, dynamics, passage, relaxed
+from ase.calculators.calculator import CalculationFailed
+from base_molecules import check_names, check_trained
+from dft_systems import FARTHEST, SEED, Transfer, conformers, dynamics, passage, relaxed
 from make_base import Source, write_files
 from make_dft import METHOD
 from make_r2scan import PREFIX, converged
 from rdkit import Chem, RDLogger
-from rdkit.Chem import AllChem
 from walked import Walk, label_walks, labelled
 
 FOLDER = Path(__file__).parent
@@ -32,6 +33,7 @@ TRANSFERS = r"""
 [H:2][OH:1].[NH3:3] [H:2][OH:1].[OH2:3]
 """.split()
 PLACES, TEMPERATURES = 9, (300.0, 500.0)  # along each path, and K of one place and the next
+CONTACT = 2.0  # Angstrom from the proton to the acceptor of another molecule, at first
 SOURCE = Source(
     method=METHOD,
     seeds=f"{SEED}, crc32 of the SMILES in the script, and the place on the path; order of the frames: 2",
@@ -55,19 +57,23 @@ def geometries(mapped: str) -> list[Atoms]:
     mol, smiles = parsed(mapped)
     numbers = [atom.GetAtomMapNum() for atom in mol.GetAtoms()]
     donor, proton, acceptor = (numbers.index(number) for number in (1, 2, 3))
-    options = AllChem.ETKDGv3()
-    options.randomSeed = SEED
-    AllChem.EmbedMultipleConfs(mol, 12, options)
-    symbols = [atom.GetSymbol() for atom in mol.GetAtoms()]
-    spring = Transfer(donor, proton, acceptor, -0.9)
-    starts = [relaxed(Atoms(symbols, conformer.GetPositions()), spring) for conformer in mol.GetConformers()]
+    spring = Transfer(donor, proton, acceptor, -FARTHEST)
+    starts = []
+    other = next(list(part) for part in Chem.GetMolFrags(mol) if acceptor in part)
+    for atoms in conformers(mol, 12):
+        if donor not in other:  # RDKit puts two molecules into each other: the acceptor goes to the proton's far side
+            bond = atoms.positions[proton] - atoms.positions[donor]
+            place = atoms.positions[proton] + CONTACT * bond / np.linalg.norm(bond)
+            atoms.positions[other] += place - atoms.positions[acceptor]
+        with suppress(CalculationFailed):  # other atoms may still be too close
+            starts.append(relaxed(atoms, spring))
     lowest, frames = min(starts, key=lambda atoms: atoms.info["energy"]), []
     for place, start in enumerate(passage(lowest, (donor, proton, acceptor), PLACES)):
         kelvin = TEMPERATURES[place % 2]
         rng = np.random.default_rng((SEED, crc32(mapped.encode()), place))
-        for frame in dynamics(start, kelvin, 1, rng):
-            frame.info.update(config_type="transfer", smiles=smiles, temperature=kelvin)
-            frames.append(frame)
+        frame = next(dynamics(start, kelvin, 1, rng))
+        frame.info.update(config_type="transfer", smiles=smiles, temperature=kelvin)
+        frames.append(frame)
     return frames
 
 
@@ -99,7 +105,7 @@ def main() -> None:
     RDLogger.DisableLog("rdApp.*")
     names = [parsed(mapped)[1] for mapped in TRANSFERS]
     check_names(names)
-    assert {split_of(name) for name in names} == {"train"}
+    check_trained(names)
     options.work.mkdir(parents=True, exist_ok=True)
     found = walks(options.work)
     if not options.collect:
