@@ -2,14 +2,15 @@
 
 python data/grow.py SMALL LARGE --channels 128 --l-max 3 --radial-mlp 64,64
 
-What is new reads random features and is read with weights of zero, so that the energy does not change, and every weight
-of zero has a gradient (after Net2Net, arXiv:1511.05641).
+A width that is not given stays. What is new reads random features and is read with weights of zero, so that the energy
+does not change, and every weight of zero has a gradient (after Net2Net, arXiv:1511.05641).
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 import ase.build
 import numpy as np
@@ -21,8 +22,8 @@ from ase_mlip.networks.mace import Mace
 from ase_mlip.networks.symmetric import symmetric_contractions
 
 
-def grow(small: ForceField, channels: int, l_max: int, radial_mlp: tuple[int, ...], seed: int = 0) -> ForceField:
-    """A force field of the larger shape with the smaller one's energies.
+def grow(small: ForceField, seed: int = 0, **shape: Any) -> ForceField:
+    """A force field of a larger shape (options of `MaceConfig`: widths and l_max) with the smaller one's energies.
 
     Raises:
         ValueError: the model is no MACE, or the shape is not larger in every respect.
@@ -31,8 +32,9 @@ def grow(small: ForceField, channels: int, l_max: int, radial_mlp: tuple[int, ..
     if not isinstance(network, Mace):
         raise ValueError(f"only a MACE grows; this model is {type(network).__name__}")
     old = network.config
-    new = replace(old, num_channels=channels, l_max=l_max, radial_mlp=radial_mlp)
-    if channels < old.num_channels or l_max < old.l_max or len(radial_mlp) != len(old.radial_mlp):
+    new = replace(old, **shape)
+    widths = [(c.num_channels, c.l_max, *c.radial_mlp) for c in (old, new)]
+    if len(old.radial_mlp) != len(new.radial_mlp) or any(b < a for a, b in zip(*widths, strict=True)):
         raise ValueError(f"{new} is not larger than {old} in every respect: give more channels, degrees and widths")
     large = ForceField.from_mlip_network(Mace(new, network.dataset_info), seed=seed)
     values = flatten_dict(large.params)
@@ -104,12 +106,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("small")
     parser.add_argument("large")
-    parser.add_argument("--channels", type=int, required=True)
-    parser.add_argument("--l-max", type=int, required=True)
-    parser.add_argument("--radial-mlp", required=True)
+    parser.add_argument("--channels", dest="num_channels", type=int)
+    parser.add_argument("--l-max", type=int)
+    parser.add_argument("--radial-mlp", type=lambda text: tuple(int(width) for width in text.split(",")))
     args = parser.parse_args()
     small = ForceField.load(args.small)
-    large = grow(small, args.channels, args.l_max, tuple(int(width) for width in args.radial_mlp.split(",")))
+    names = ("num_channels", "l_max", "radial_mlp")
+    large = grow(small, **{name: value for name in names if (value := getattr(args, name)) is not None})
     atoms = ase.build.molecule("CH3COOH")
     energies = [float(m(m.graph(atoms), dtype="float64").energy[0]) for m in (small, large)]
     sizes = f"{small.num_params:,} -> {large.num_params:,} parameters"

@@ -27,7 +27,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
-from base_geometry import MAX_FORCE, MAX_PAIR_FORCE, single_point, spin_states
+from base_geometry import DECIMALS, MAX_FORCE, MAX_PAIR_FORCE, single_point, spin_states
 from base_molecules import ELEMENTS, FORBIDDEN, check_lists
 from base_tasks import FILES, Task, all_tasks
 from rdkit import RDLogger
@@ -100,8 +100,8 @@ def gather(tasks: list[Task], work: Path) -> dict[str, list[Atoms]]:
     return splits
 
 
-def extxyz(frame: Atoms) -> str:
-    """Return one frame as extended XYZ: positions and forces with five decimals, energy with eight, cell with nine."""
+def extxyz(frame: Atoms, decimals: int = DECIMALS) -> str:
+    """One frame as extended XYZ: positions with these decimals, forces with five, energy with eight, cell with nine."""
     results, info = frame.calc.results, frame.info
     fields = []
     if frame.pbc.any():
@@ -115,12 +115,11 @@ def extxyz(frame: Atoms) -> str:
         stress = frame.get_stress(voigt=False).ravel()
         fields.append('stress="' + " ".join(f"{x:.8f}" for x in stress) + '"')
     fields.append('pbc="T T T"' if frame.pbc.any() else 'pbc="F F F"')
-    numbers = np.hstack([frame.positions, results["forces"]]).round(5) + 0.0
-    rows = [
-        " ".join([symbol, *(f"{x:.5f}" for x in row)])
-        for symbol, row in zip(frame.get_chemical_symbols(), numbers, strict=True)
-    ]
-    return "\n".join([str(len(frame)), " ".join(fields), *rows]) + "\n"
+    columns = [(frame.positions, decimals), (results["forces"], 5)]
+    rows = [frame.get_chemical_symbols()]
+    for numbers, places in columns:
+        rows += [[f"{x:.{places}f}" for x in column] for column in (numbers.round(places) + 0.0).T]
+    return "\n".join([str(len(frame)), " ".join(fields), *map(" ".join, zip(*rows, strict=True))]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -131,11 +130,13 @@ class Source:
         method: as the JSON summary says it.
         seeds: of the geometries.
         packages: whose versions it names.
+        decimals: of the positions, those with which they were labelled.
     """
 
     method: str
     seeds: str
     packages: tuple[str, ...]
+    decimals: int = DECIMALS
 
 
 GFN2 = Source(
@@ -159,7 +160,6 @@ def write_files(
     summary |= {
         "method": source.method,
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom", "stress": "eV/Angstrom^3"},
-        "seeds": source.seeds,
         "forbidden": FORBIDDEN,
     }
     for name, found in splits.items():
@@ -169,11 +169,12 @@ def write_files(
         if not frames:
             continue
         with lzma.open(out / f"{prefix}{name}.extxyz.xz", "wt", preset=9 | lzma.PRESET_EXTREME) as file:
-            file.writelines(extxyz(frame) for frame in frames)
+            file.writelines(extxyz(frame, source.decimals) for frame in frames)
         summary[name] = {
             **({"tasks": done[name]} if done else {}),
             "date": datetime.date.today().isoformat(),
             "versions": {package: version(package) for package in source.packages} | {"python": sys.version.split()[0]},
+            "seeds": source.seeds,
             "frames": len(frames),
             "mean_atoms": round(float(np.mean([len(frame) for frame in frames])), 2),
             "config_types": dict(sorted(Counter(frame.info["config_type"] for frame in frames).items())),

@@ -7,6 +7,7 @@ way are labelled, and all of them where it ends with atoms too close or forces t
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ase import Atoms
 from base_molecules import ELEMENTS
 from card_motion import random_structures
 from card_parts import bonds
-from make_base import PREFIX, write_files
+from make_base import GFN2, PREFIX, write_files
 from walked import Walk, label_walks, labelled
 
 from ase_mlip import ForceField, relax
@@ -76,7 +77,8 @@ def main() -> None:
             smiles = ".".join(f"[{symbol}]" for symbol in sorted(way[0].get_chemical_symbols()))
             walks.append(Walk(options.work / f"random_{seed}_{number:04d}.extxyz", smiles, way))
     label_walks(walks, options.jobs)
-    write_files({TYPE: labelled(sorted(options.work.glob("random_*.extxyz")))}, options.out, PREFIX)
+    source = replace(GFN2, seeds=f"of the structures: {', '.join(map(str, options.seeds))}; order of the frames: 2")
+    write_files({TYPE: labelled(sorted(options.work.glob("random_*.extxyz")))}, options.out, PREFIX, source=source)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ Within a molecule and between two; none of a molecule that the base set leaves o
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from zlib import crc32
 
@@ -38,6 +41,7 @@ SOURCE = Source(
     method=METHOD,
     seeds=f"{SEED}, crc32 of the SMILES in the script, and the place on the path; order of the frames: 2",
     packages=("pyscf", "pyscf-dispersion", "tblite", "rdkit", "ase", "numpy"),
+    decimals=8,  # as ASE writes the geometries that are labelled
 )
 
 
@@ -77,20 +81,24 @@ def geometries(mapped: str) -> list[Atoms]:
     return frames
 
 
-def walks(work: Path) -> list[Walk]:
+def prepared(work: Path, mapped: str) -> list[Walk]:
+    """Those of one path, its geometries made if they are not there yet."""
+    key = f"{crc32(mapped.encode()):08x}"
+    path = work / f"path_{key}.extxyz"
+    if not path.exists():
+        frames, unfinished = geometries(mapped), path.with_suffix(".partial")
+        ase.io.write(unfinished, frames, format="extxyz")
+        unfinished.rename(path)
+        print(f"{mapped}: {len(frames)} geometries", flush=True)
+    frames = ase.io.read(path, index=":")
+    names = [work / f"{key}_{place}.extxyz" for place in range(len(frames))]
+    return [Walk(name, frame.info.pop("smiles"), [frame], converged) for name, frame in zip(names, frames, strict=True)]
+
+
+def walks(work: Path, jobs: int) -> list[Walk]:
     """One for each frame, in a fixed order in which all paths are mixed: a cut-off run stays balanced."""
-    found = []
-    for mapped in TRANSFERS:
-        key = f"{crc32(mapped.encode()):08x}"
-        path = work / f"path_{key}.extxyz"
-        if not path.exists():
-            frames, partial = geometries(mapped), path.with_suffix(".partial")
-            ase.io.write(partial, frames, format="extxyz")
-            partial.rename(path)
-            print(f"{mapped}: {len(frames)} geometries", flush=True)
-        for place, atoms in enumerate(ase.io.iread(path, index=":")):
-            smiles = atoms.info.pop("smiles")
-            found.append(Walk(work / f"{key}_{place}.extxyz", smiles, [atoms], converged))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        found = [walk for path in pool.map(partial(prepared, work), TRANSFERS) for walk in path]
     return [found[index] for index in np.random.default_rng(SEED).permutation(len(found))]
 
 
@@ -107,7 +115,7 @@ def main() -> None:
     check_names(names)
     check_trained(names)
     options.work.mkdir(parents=True, exist_ok=True)
-    found = walks(options.work)
+    found = walks(options.work, options.jobs)
     if not options.collect:
         label_walks(found, options.jobs)
     write_files({"transfers": labelled(walk.path for walk in found)}, options.out, PREFIX, source=SOURCE)

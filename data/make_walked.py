@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -18,7 +18,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from base_geometry import assemble, crystal_ice, packed_box
 from base_molecules import check_names
 from base_neighbours import relatives
-from make_base import PREFIX, write_files
+from make_base import GFN2, PREFIX, write_files
 from rdkit import Chem, RDLogger
 from rdkit.Chem import AllChem
 from walked import Walk, label_walks, labelled
@@ -29,6 +29,11 @@ FMAX, STEPS = 0.2, 60  # eV/Angstrom and steps of relaxing, at most
 TIMESTEP, FRICTION = 0.8, 0.02  # fs, 1/fs
 HEAPS = 240  # of each size
 SIZES = (2, 3, 4, 7, 8, 9, 10)  # molecules of water: none of six, or of five, which are a test
+SOURCE = replace(
+    GFN2,
+    seeds="crc32 of the name of each heap or box; conformers: 7; velocities: the temperature in K; "
+    "order of the starts: 3, of the frames: 2",
+)
 BOXES = (("box", 8, 60), ("box", 16, 15), ("ice", 8, 25))  # kind, molecules of water, number
 
 
@@ -154,7 +159,8 @@ def main() -> None:
         for place, kelvin in enumerate(kind.kelvin):
             walks += walk(options.model, name, starts[place :: len(kind.kelvin)], kelvin, options.work)
         label_walks(walks, options.jobs)
-        write_files({name: labelled(sorted(options.work.glob(f"{name}_*.extxyz")))}, options.out, PREFIX)
+        found = labelled(sorted(options.work.glob(f"{name}_*.extxyz")))
+        write_files({name: found}, options.out, PREFIX, source=SOURCE)
 
 
 if __name__ == "__main__":

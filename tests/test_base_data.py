@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -106,6 +107,18 @@ def test_frames_labelled_by_a_density_functional(name: str) -> None:
         np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0.0, atol=1e-5 * len(atoms))
     method = next(iter(iterate_file("data/glycine_r2scan.extxyz.xz"))).info["method"]
     assert method == DFT_SUMMARY["method"]
+
+
+def test_protons_on_their_way() -> None:
+    """Nine places of each of 24 paths; none of a molecule that is left out or held out; labelled as the others are."""
+    frames, summary = read_frames("data/r2scan_transfers.extxyz.xz"), DFT_SUMMARY["transfers"]
+    assert len(frames) == summary["frames"] == 24 * 9
+    assert {*Counter(atoms.info["smiles"] for atoms in frames).values()} == {9}
+    assert {atoms.info["smiles"] for atoms in frames} == {*summary["smiles"]}
+    parts = {part for smiles in summary["smiles"] for part in smiles.split(".")}
+    assert not parts & {*molecules("valid"), *molecules("test"), *SUMMARY["forbidden"]}
+    for atoms in frames:
+        np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0.0, atol=1e-5 * len(atoms))
 
 
 @pytest.mark.parametrize(("name", "energy", "forces"), [("default", 3.0, 70.0), ("accurate", 2.7, 57.0)])
