@@ -19,7 +19,9 @@ ELEMENTS = ["H", "C", "N", "O", "F", "P", "S", "Cl", "Br"]
 SUMMARY = json.loads(Path("data/base.json").read_text())
 DFT_SUMMARY = json.loads(Path("data/r2scan.json").read_text())
 
-R2SCAN_ERRORS = {"r2scan_test": 77.3, "glycine_r2scan": 63.5, "water_hexamer_r2scan": 58.2}  # meV/Angstrom
+R2SCAN_ERRORS = {  # meV/Angstrom
+    "r2scan_test": 76.9, "glycine_r2scan": 65.2, "water_hexamer_r2scan": 61.2, "malonaldehyde_r2scan": 65.1
+}  # fmt: skip
 # Files that base models train on.
 TRAINING = ("train", "more", "neighbours", "water", "random", "relatives", "heaps", "boxes")
 
@@ -137,6 +139,6 @@ def test_the_shipped_model_of_a_density_functional() -> None:
     """On molecules that it has never seen it is about as close to PySCF's labels as data/README says."""
     force_field, errors = ForceField.load("r2scan"), {}
     assert list(force_field.levels) == ["r2scan"]
-    for name in ("r2scan_test", "glycine_r2scan", "water_hexamer_r2scan"):
+    for name in R2SCAN_ERRORS:
         errors[name] = 1e3 * evaluate_frames(force_field, f"data/{name}.extxyz.xz").summary()["forces_mae"]
     assert errors == {name: pytest.approx(value, rel=0.02) for name, value in R2SCAN_ERRORS.items()}
