@@ -22,8 +22,15 @@ from ase_mlip.networks.mace import Mace
 from ase_mlip.networks.symmetric import symmetric_contractions
 
 
-def grow(small: ForceField, seed: int = 0, **shape: Any) -> ForceField:
-    """A force field of a larger shape (options of `MaceConfig`: widths and l_max) with the smaller one's energies.
+def grow(
+    small: ForceField,
+    *,
+    channels: int | None = None,
+    l_max: int | None = None,
+    radial_mlp: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> ForceField:
+    """A force field of the larger shape with the smaller one's energies; what is None stays.
 
     Raises:
         ValueError: the model is no MACE, or the shape is not larger in every respect.
@@ -32,7 +39,8 @@ def grow(small: ForceField, seed: int = 0, **shape: Any) -> ForceField:
     if not isinstance(network, Mace):
         raise ValueError(f"only a MACE grows; this model is {type(network).__name__}")
     old = network.config
-    new = replace(old, **shape)
+    shape: dict[str, Any] = {"num_channels": channels, "l_max": l_max, "radial_mlp": radial_mlp}
+    new = replace(old, **{name: value for name, value in shape.items() if value is not None})
     widths = [(c.num_channels, c.l_max, *c.radial_mlp) for c in (old, new)]
     if len(old.radial_mlp) != len(new.radial_mlp) or any(b < a for a, b in zip(*widths, strict=True)):
         raise ValueError(f"{new} is not larger than {old} in every respect: give more channels, degrees and widths")
@@ -106,13 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("small")
     parser.add_argument("large")
-    parser.add_argument("--channels", dest="num_channels", type=int)
+    parser.add_argument("--channels", type=int)
     parser.add_argument("--l-max", type=int)
     parser.add_argument("--radial-mlp", type=lambda text: tuple(int(width) for width in text.split(",")))
     args = parser.parse_args()
     small = ForceField.load(args.small)
-    names = ("num_channels", "l_max", "radial_mlp")
-    large = grow(small, **{name: value for name in names if (value := getattr(args, name)) is not None})
+    large = grow(small, channels=args.channels, l_max=args.l_max, radial_mlp=args.radial_mlp)
     atoms = ase.build.molecule("CH3COOH")
     energies = [float(m(m.graph(atoms), dtype="float64").energy[0]) for m in (small, large)]
     sizes = f"{small.num_params:,} -> {large.num_params:,} parameters"

@@ -17,7 +17,7 @@ sys.path.insert(0, "data")
 
 from grow import grow
 
-ALL = {"num_channels": 6, "l_max": 3, "radial_mlp": (12,)}
+ALL = {"channels": 6, "l_max": 3, "radial_mlp": (12,)}
 
 
 @pytest.fixture(scope="module")
@@ -54,4 +54,4 @@ def test_what_reads_the_new_channels_has_a_gradient(small: ForceField) -> None:
 
 def test_a_smaller_shape_is_refused(small: ForceField) -> None:
     with pytest.raises(ValueError, match=r"not larger .* in every respect: give more"):
-        grow(small, num_channels=8, l_max=1)
+        grow(small, channels=8, l_max=1)
